@@ -48,6 +48,9 @@ public readonly struct Translation
     /// <summary>G of the leaf, with CR4.PGE.</summary>
     public bool Global { get; init; }
 
+    /// <summary>A of the leaf, before this walk.</summary>
+    public bool Accessed { get; init; }
+
     /// <summary>D of the leaf.</summary>
     public bool Dirty { get; init; }
 
@@ -134,6 +137,7 @@ public static class PageWalk
                 User = user,
                 Executable = executable,
                 Global = mode.GlobalEnabled && bits.HasFlag(PageEntry.Global),
+                Accessed = bits.HasFlag(PageEntry.Accessed),
                 Dirty = bits.HasFlag(PageEntry.Dirty) || access.HasFlag(PageAccess.Write),
                 Allowed = true,
             };
