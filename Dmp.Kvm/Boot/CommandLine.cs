@@ -23,7 +23,7 @@ internal static class CommandLine
 
         if (text.Contains('\0', StringComparison.Ordinal))
         {
-            throw new BootException("the command line has a zero character in it, where the kernel would stop reading; remove it");
+            throw new BootException("the command line has a zero character, where the kernel would stop reading; remove it");
         }
 
         byte[] bytes = new byte[length + 1];

@@ -62,23 +62,28 @@ internal sealed class ElfImage
     {
         if (!IsPresent(file))
         {
-            throw new KernelImageException(path, "what the payload unpacks to is not an ELF kernel; the file is damaged, get it again");
+            throw new KernelImageException(
+                path, "what the payload unpacks to is not an ELF kernel; the file is damaged, get it again");
         }
 
         if (file.Length < HeaderSize)
         {
-            throw new KernelImageException(path, $"truncated: an ELF header has {HeaderSize} bytes, the file {file.Length}; get it again");
+            throw new KernelImageException(
+                path, $"truncated: an ELF header has {HeaderSize} bytes, the file {file.Length}; get it again");
         }
 
         if (file[4] != Class64 || file[5] != LittleEndian || U16(file, 18) != MachineX86_64)
         {
             throw new KernelImageException(
-                path, $"an ELF file for another machine ({(file[4] == Class64 ? 64 : 32)} bits, machine {U16(file, 18)}); use an x86-64 kernel");
+                path,
+                $"an ELF file for another machine ({(file[4] == Class64 ? 64 : 32)} bits, machine {U16(file, 18)}); "
+                + "use an x86-64 kernel");
         }
 
         if (U16(file, 16) != TypeExecutable)
         {
-            throw new KernelImageException(path, $"an ELF file of type {U16(file, 16)}, not an executable; use the vmlinux, not an object or a module");
+            throw new KernelImageException(
+                path, $"an ELF file of type {U16(file, 16)}, not an executable; use the vmlinux, not an object or a module");
         }
 
         ReadOnlySpan<byte> table = ProgramHeaders(path, file);
@@ -119,7 +124,8 @@ internal sealed class ElfImage
 
         if (size != ProgramHeaderSize)
         {
-            throw new KernelImageException(path, $"has program headers of {size} bytes instead of {ProgramHeaderSize}; the file is damaged, get it again");
+            throw new KernelImageException(
+                path, $"has program headers of {size} bytes instead of {ProgramHeaderSize}; the file is damaged, get it again");
         }
 
         ulong length = (ulong)count * ProgramHeaderSize;
@@ -141,13 +147,17 @@ internal sealed class ElfImage
         if (!Inside(offset, fileSize, fileLength))
         {
             throw new KernelImageException(
-                path, $"truncated: the segment at 0x{physicalAddress:x} has {fileSize} bytes at offset {offset}, the image ends at {fileLength}; get it again");
+                path,
+                $"truncated: the segment at 0x{physicalAddress:x} has {fileSize} bytes at offset {offset}, the image ends at {fileLength}; "
+                + "get it again");
         }
 
         if (fileSize > memorySize || physicalAddress + memorySize < physicalAddress)
         {
             throw new KernelImageException(
-                path, $"the segment at 0x{physicalAddress:x} has an impossible size ({fileSize} bytes in the file, {memorySize} in memory); the file is damaged, get it again");
+                path,
+                $"the segment at 0x{physicalAddress:x} has an impossible size ({fileSize} bytes in the file, {memorySize} in memory); "
+                + "the file is damaged, get it again");
         }
 
         return new ElfSegment((int)offset, (int)fileSize, physicalAddress, virtualAddress, memorySize);
@@ -160,7 +170,9 @@ internal sealed class ElfImage
             if (segments[i].PhysicalAddress < segments[i - 1].PhysicalEnd)
             {
                 throw new KernelImageException(
-                    path, $"the segments at 0x{segments[i - 1].PhysicalAddress:x} and 0x{segments[i].PhysicalAddress:x} overlap; the file is damaged, get it again");
+                    path,
+                    $"the segments at 0x{segments[i - 1].PhysicalAddress:x} and 0x{segments[i].PhysicalAddress:x} overlap; "
+                    + "the file is damaged, get it again");
             }
         }
     }
@@ -184,7 +196,8 @@ internal sealed class ElfImage
             }
         }
 
-        throw new KernelImageException(path, $"the entry point 0x{entry:x} lies in no segment; the file is damaged, get it again");
+        throw new KernelImageException(
+            path, $"the entry point 0x{entry:x} lies in no segment; the file is damaged, get it again");
     }
 
     /// <summary>Notes that make no sense are no reason to refuse a kernel: then it has no build id.</summary>

@@ -134,7 +134,9 @@ public sealed class KernelImage : IDisposable
         {
             0 => throw new KernelImageException(path, "empty, or not a regular file; give a bzImage (vmlinuz) or an ELF vmlinux"),
             > MaximumFile => throw new KernelImageException(
-                path, $"{info.Length >> 20} MiB is too large for a kernel (at most {MaximumFile >> 20} MiB); give a bzImage, or strip the vmlinux of its debug information"),
+                path,
+                $"{info.Length >> 20} MiB is too large for a kernel (at most {MaximumFile >> 20} MiB); "
+                + "give a bzImage, or strip the vmlinux of its debug information"),
             _ => info.Length,
         };
     }

@@ -36,7 +36,9 @@ internal static class KernelPayload
                 return plain;
             case PayloadFormat.Bzip2 or PayloadFormat.Lzo:
                 throw new KernelImageException(
-                    path, $"compressed with {Name(format)}, which is not supported; use a kernel compressed with zstd, lz4, xz or gzip");
+                    path,
+                    $"compressed with {Name(format)}, which is not supported; "
+                    + "use a kernel compressed with zstd, lz4, xz or gzip");
             case PayloadFormat.Unknown:
                 throw new KernelImageException(path, "the payload's compression is unknown; the file is damaged, get it again");
         }
@@ -50,7 +52,9 @@ internal static class KernelPayload
         if (unpackedSize is 0 or > MaximumUnpacked)
         {
             throw new KernelImageException(
-                path, $"claims to unpack to {unpackedSize} bytes (at most {MaximumUnpacked >> 20} MiB); the file is damaged, get it again");
+                path,
+                $"claims to unpack to {unpackedSize} bytes (at most {MaximumUnpacked >> 20} MiB); "
+                + "the file is damaged, get it again");
         }
 
         var unpacked = new HostBuffer((int)unpackedSize);
@@ -69,7 +73,8 @@ internal static class KernelPayload
         {
             // Four libraries, each with exceptions of its own, all meaning the same: these bytes are not what was compressed.
             unpacked.Dispose();
-            throw new KernelImageException(path, $"the {Name(format)} payload is damaged ({FirstLine(e)}); get the file again", e);
+            throw new KernelImageException(
+                path, $"the {Name(format)} payload is damaged ({FirstLine(e)}); get the file again", e);
         }
         catch
         {

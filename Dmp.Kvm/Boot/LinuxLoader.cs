@@ -85,7 +85,8 @@ public static class LinuxLoader
                 : string.Create(CultureInfo.InvariantCulture, $"use --memory {Mib(Up(reservedEnd + ramdisk, MemoryStep))}M or more");
             throw new BootException(string.Create(
                 CultureInfo.InvariantCulture,
-                $"{kernel.Path}: the kernel needs memory up to {Mib(reservedEnd)} MiB{parts}, the guest has {low / Mebibyte} MiB below its I/O hole; {advice}"));
+                $"{kernel.Path}: the kernel needs memory up to {Mib(reservedEnd)} MiB{parts}, "
+                + $"the guest has {low / Mebibyte} MiB below its I/O hole; {advice}"));
         }
     }
 
@@ -93,7 +94,7 @@ public static class LinuxLoader
     {
         foreach (ElfSegment segment in kernel.Elf.Segments)
         {
-            // One slice for all of it: CheckMemory has seen that RAM below 3 GiB holds it, but its size may still exceed an int.
+            // CheckMemory has seen that RAM below the I/O hole holds all of it; bss alone may be larger than a span.
             var target = new GuestPhysicalAddress(segment.PhysicalAddress);
             kernel.Bytes.Slice(segment.FileOffset, segment.FileSize).CopyTo(ram.Slice(target, segment.FileSize));
             Clear(ram, target.Plus((ulong)segment.FileSize), segment.MemorySize - (ulong)segment.FileSize);
@@ -132,7 +133,8 @@ public static class LinuxLoader
         {
             throw new BootException(string.Create(
                 CultureInfo.InvariantCulture,
-                $"{initrd.Path}: {Mib(length)} MiB do not fit between the kernel's end at {Mib(reservedEnd)} MiB and {ceiling / Mebibyte} MiB, the highest that the kernel allows; use a smaller RAM disk"));
+                $"{initrd.Path}: {Mib(length)} MiB do not fit between the kernel's end at {Mib(reservedEnd)} MiB "
+                + $"and {ceiling / Mebibyte} MiB, the highest that the kernel allows; use a smaller RAM disk"));
         }
 
         var start = new GuestPhysicalAddress((ceiling - length) & ~Paging.PageOffsetMask);

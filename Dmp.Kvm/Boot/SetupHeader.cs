@@ -91,7 +91,9 @@ internal sealed class SetupHeader
         if (version < FirstWithPayload)
         {
             throw new KernelImageException(
-                path, $"boot protocol {version >> 8}.{version & 0xFF:d2} is too old; use a 64-bit kernel (protocol 2.08 or later)");
+                path,
+                $"boot protocol {version >> 8}.{version & 0xFF:d2} is too old; "
+                + "use a 64-bit kernel (protocol 2.08 or later)");
         }
 
         // The jump at 0x200 skips the header: its displacement, counted from the next instruction, is the header's end.
