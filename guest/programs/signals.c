@@ -41,7 +41,7 @@
 #define HOLE 0x40000000ul /* never mapped */
 #define KERNEL_TEXT 0xffffffff81000000ul
 #define DIRECT_MAP 0xffff888000000000ul
-#define NON_CANONICAL 0x0000800000000000ul
+#define NON_CANONICAL 0x0100000000000000ul /* with four levels of page tables and with five */
 #define VSYSCALL 0xffffffffff600000ul
 
 enum { FLAG_CF = 1, FLAG_TF = 1 << 8, FLAG_IF = 1 << 9, FLAG_DF = 1 << 10, FLAG_IOPL = 3 << 12, FLAG_AC = 1 << 18, FLAG_ID = 1 << 21 };
@@ -207,7 +207,7 @@ static const struct check checks[] = {
 
 	/* Non-canonical: #GP, or #SS when the base is rsp or rbp (push rbp; mov rbp,rdi; mov rax,[rbp]). No address is known. */
 	{ "read-non-canonical", CODE_BYTES(READ), NON_CANONICAL, SIGSEGV, SI_KERNEL, 13, 0, ZERO, 0, { 0 } },
-	{ "read-non-canonical-top", CODE_BYTES(READ), 0xffff7ffffffffff0ul, SIGSEGV, SI_KERNEL, 13, 0, ZERO, 0, { 0 } },
+	{ "read-non-canonical-top", CODE_BYTES(READ), 0xfefffffffffffff0ul, SIGSEGV, SI_KERNEL, 13, 0, ZERO, 0, { 0 } },
 	{ "stack-non-canonical", CODE_BYTES("\x55\x48\x89\xfd\x48\x8b\x45\x00"), NON_CANONICAL, SIGBUS, SI_KERNEL, 12, 0, ZERO, 4, { 0 } },
 	/* AMD reports the target, Intel the jump. */
 	{ "jump-non-canonical", CODE_BYTES("\xff\xe7"), NON_CANONICAL, SIGSEGV, SI_KERNEL, 13, 0, ZERO, ANYWHERE, { 0 } },
