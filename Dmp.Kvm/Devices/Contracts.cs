@@ -85,3 +85,23 @@ public interface IConsoleOutput
     /// <summary>Takes one byte that the guest wrote. Called on a vCPU thread: must not block nor allocate.</summary>
     void Put(byte value);
 }
+
+/// <summary>Where a serial port's input comes from.</summary>
+public interface IConsoleInput
+{
+    /// <summary>Takes the next byte typed at the host. Called on any thread, one at a time: must not block nor allocate.</summary>
+    /// <returns>Whether there was one.</returns>
+    bool TryTake(out byte value);
+}
+
+/// <summary>
+/// A device whose state is touched from outside its bus too (a timer, an interrupt line, the host's keyboard). It brings its own
+/// lock: the buses hold it around each call, and the device takes it at its other entries. A device may raise interrupt lines and
+/// set timers while it holds its lock; interrupt controllers and timers never call back, so the order is always
+/// device, interrupt controller, timer queue.
+/// </summary>
+public interface ISharedDevice
+{
+    /// <summary>The lock around the device's state.</summary>
+    Lock Gate { get; }
+}
