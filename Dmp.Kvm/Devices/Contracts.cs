@@ -9,7 +9,7 @@ public interface IPortDevice
     /// <summary>Reads from a port.</summary>
     /// <param name="port">The absolute port number, within the range the device was registered for.</param>
     /// <param name="size">1, 2 or 4 bytes.</param>
-    /// <returns>The value, zero-extended.</returns>
+    /// <returns>The value; the bus cuts it to the size.</returns>
     uint Read(ushort port, int size);
 
     /// <summary>Writes to a port.</summary>
@@ -25,7 +25,7 @@ public interface IMmioDevice
     /// <summary>Reads a register.</summary>
     /// <param name="offset">Bytes from the start of the device's window.</param>
     /// <param name="size">1, 2, 4 or 8 bytes.</param>
-    /// <returns>The value, zero-extended.</returns>
+    /// <returns>The value; the bus cuts it to the size.</returns>
     ulong Read(ulong offset, int size);
 
     /// <summary>Writes a register.</summary>

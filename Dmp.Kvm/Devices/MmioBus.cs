@@ -56,12 +56,12 @@ public sealed class MmioBus
         {
             lock (window.Gate)
             {
-                return window.Device.Read(address - window.Start, size);
+                return window.Device.Read(address - window.Start, size) & OnesOf(size);
             }
         }
 
         Interlocked.Increment(ref unownedReads);
-        return ulong.MaxValue >> ((sizeof(ulong) - size) * BitsPerByte);
+        return OnesOf(size);
     }
 
     /// <summary>Writes a register. Any thread.</summary>
@@ -82,6 +82,8 @@ public sealed class MmioBus
 
         Interlocked.Increment(ref unownedWrites);
     }
+
+    private static ulong OnesOf(int size) => ulong.MaxValue >> ((sizeof(ulong) - size) * BitsPerByte);
 
     private Window? Find(ulong address, int size)
     {

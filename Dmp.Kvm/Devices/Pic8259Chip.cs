@@ -21,7 +21,7 @@ internal sealed class Pic8259Chip
     private byte lines;
     private byte requests;
     private byte inService;
-    private byte mask;
+    private byte mask = byte.MaxValue; // As firmware leaves it: nothing comes before the guest has chosen its vectors.
     private byte levelTriggered;
     private byte vectorBase;
     private int lowestPriority = LowestInput;
@@ -70,6 +70,10 @@ internal sealed class Pic8259Chip
         {
             // Latched until acknowledged, also if the line falls again: dropping it would only make a spurious interrupt of it.
             requests |= bit;
+        }
+        else if (!level && (cascadeInputs & bit) != 0)
+        {
+            requests &= (byte)~bit; // But for the cascade: the slave took its request back, and would answer with a spurious one.
         }
     }
 

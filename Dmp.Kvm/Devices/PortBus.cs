@@ -61,14 +61,14 @@ public sealed class PortBus
             {
                 lock (slot.Gate)
                 {
-                    return slot.Device.Read(port, size);
+                    return slot.Device.Read(port, size) & OnesOf(size);
                 }
             }
         }
         else if (NobodyOwns(port, size))
         {
             Interlocked.Increment(ref unownedReads[port]);
-            return uint.MaxValue >> ((sizeof(uint) - size) * BitsPerByte);
+            return OnesOf(size);
         }
 
         uint value = 0;
@@ -128,6 +128,8 @@ public sealed class PortBus
             }
         }
     }
+
+    private static uint OnesOf(int size) => uint.MaxValue >> ((sizeof(uint) - size) * BitsPerByte);
 
     private bool NobodyOwns(ushort port, int size)
     {

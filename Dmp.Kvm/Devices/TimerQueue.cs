@@ -50,6 +50,14 @@ public sealed class TimerQueue
             return;
         }
 
+        lock (gate)
+        {
+            if (arranged <= now)
+            {
+                arranged = Never; // That kick has come, or comes to nothing: no need to take it back.
+            }
+        }
+
         foreach (DeviceTimer timer in timers)
         {
             if (TryTakeDue(timer, now))
@@ -60,11 +68,6 @@ public sealed class TimerQueue
 
         lock (gate)
         {
-            if (arranged <= now)
-            {
-                arranged = Never; // That kick has come, or comes to nothing.
-            }
-
             Arrange();
         }
     }
