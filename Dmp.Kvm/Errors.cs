@@ -1,0 +1,25 @@
+namespace Dmp.Kvm;
+
+/// <summary>The user's input cannot be used. The message is one line: what, why, what to do.</summary>
+public class UnusableInputException : Exception
+{
+    /// <summary>Creates the error.</summary>
+    /// <param name="message">One line for the user.</param>
+    /// <param name="inner">The cause, if it was another error.</param>
+    public UnusableInputException(string message, Exception? inner = null)
+        : base(message, inner)
+    {
+    }
+}
+
+/// <summary>This host cannot run a machine. The message is one line: what is missing, how to get it.</summary>
+public class HostUnsupportedException : Exception
+{
+    /// <summary>Creates the error.</summary>
+    /// <param name="message">One line for the user.</param>
+    /// <param name="inner">The cause, if it was another error.</param>
+    public HostUnsupportedException(string message, Exception? inner = null)
+        : base(message, inner)
+    {
+    }
+}
