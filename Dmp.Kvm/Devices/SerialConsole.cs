@@ -36,7 +36,7 @@ public sealed class SerialConsole : ISerialConsole, IConsoleOutput, IConsoleInpu
             lock (wake)
             {
                 Volatile.Write(ref readerWaits, false);
-                Monitor.Pulse(wake);
+                System.Threading.Monitor.Pulse(wake);
             }
         }
     }
@@ -65,7 +65,7 @@ public sealed class SerialConsole : ISerialConsole, IConsoleOutput, IConsoleInpu
                     break;
                 }
 
-                Monitor.Wait(wake, left);
+                System.Threading.Monitor.Wait(wake, left);
             }
 
             Volatile.Write(ref readerWaits, false);
