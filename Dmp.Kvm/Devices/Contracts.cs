@@ -66,13 +66,15 @@ public interface IMachineControl
     void DebugExit(uint value);
 
     /// <summary>
-    /// A vCPU has (or may have) a new interrupt to take: makes it look, out of guest code or out of a halt. Any thread.
+    /// A vCPU has (or may have) a new interrupt to take: makes it look, out of guest code or out of a halt. Any thread, also one
+    /// that holds device locks; must not call back into a device.
     /// </summary>
     /// <param name="vcpu">Index of the vCPU.</param>
     void Kick(int vcpu);
 
     /// <summary>
-    /// Arranges for <see cref="Kick"/> of the vCPU at a time, replacing what was arranged for it before. Any thread.
+    /// Arranges for <see cref="Kick"/> of the vCPU at a time, replacing what was arranged for it before. One kick: an arrangement is
+    /// spent when its time has come, and is not taken back then. Any thread; must not call back into a device.
     /// </summary>
     /// <param name="vcpu">Index of the vCPU.</param>
     /// <param name="nanoseconds">Time on <see cref="IClock.Nanoseconds"/>, or <see cref="long.MaxValue"/> for never.</param>
