@@ -30,7 +30,7 @@ internal sealed class InitialRamDisk : IDisposable
     {
         try
         {
-            var info = new FileInfo(path);
+            var info = FileTarget.Of(path);
             if (!info.Exists || info.Length == 0)
             {
                 string what = !info.Exists ? "no such RAM disk" : "an empty RAM disk, or not a regular file";

@@ -123,7 +123,7 @@ public sealed class KernelImage : IDisposable
             throw new KernelImageException(path, "a directory; give a kernel file");
         }
 
-        var info = new FileInfo(path);
+        var info = FileTarget.Of(path);
         if (!info.Exists)
         {
             throw new KernelImageException(path, "no such file; give a bzImage (vmlinuz) or an ELF vmlinux");

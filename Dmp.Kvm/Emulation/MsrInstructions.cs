@@ -2,6 +2,7 @@ using Dmp.Kvm.Cpu;
 using Dmp.Kvm.Devices;
 using Dmp.Kvm.Interop;
 using Dmp.Kvm.Memory;
+using Msr = Dmp.Kvm.Cpu.Msr;
 
 namespace Dmp.Kvm.Emulation;
 
