@@ -5,7 +5,10 @@ namespace Dmp.Kvm.CodeScan;
 /// <summary>What a page's bytes are known to hold before a scan.</summary>
 /// <param name="PageStart">Where the page begins in the window.</param>
 /// <param name="PageLength">Bytes of the page in the window.</param>
-/// <param name="Boundary">Offset in the window where an instruction begins for certain: the address that was fetched.</param>
+/// <param name="Boundary">
+/// Offset in the window where an instruction begins for certain: RIP of the fetch. It may lie before the page, when the instruction
+/// reaches into it.
+/// </param>
 /// <param name="SureStart">Offset in the window where another instruction begins for certain (how the page before ended), or -1.</param>
 internal readonly record struct ScanRequest(int PageStart, int PageLength, int Boundary, int SureStart);
 
@@ -34,7 +37,11 @@ internal sealed class CodeScanner
     {
         found.Clear();
         reader.Load(window);
-        ScanBefore(request, found);
+        if (request.Boundary > request.PageStart)
+        {
+            ScanBefore(request, found);
+        }
+
         return ScanAfter(request, found);
     }
 
@@ -45,7 +52,7 @@ internal sealed class CodeScanner
         while (at < end)
         {
             int length = Decode(at, out bool silent);
-            if (silent)
+            if (silent && at >= request.PageStart)
             {
                 found.Add(at - request.PageStart);
             }

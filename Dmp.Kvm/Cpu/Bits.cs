@@ -245,6 +245,7 @@ internal enum Msr : uint
     TscAux = 0xC000_0103,
     SystemConfiguration = 0xC001_0010,
     HardwareConfiguration = 0xC001_0015,
+    NorthbridgeConfiguration = 0xC001_001F,
     InterruptPending = 0xC001_0055,
     LoadStoreConfiguration = 0xC001_1020,
     DecodeConfiguration = 0xC001_1029,

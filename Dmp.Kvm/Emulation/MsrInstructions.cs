@@ -75,13 +75,17 @@ internal sealed class MsrInstructions(EmulationContext context)
 
             // Read as zero: nothing is enabled that they could tell of.
             Msr.PlatformId or Msr.PatchLevel or Msr.PlatformInfo or Msr.MtrrCap or Msr.DebugCtl or Msr.SystemConfiguration
-                or Msr.HardwareConfiguration or Msr.InterruptPending or Msr.LoadStoreConfiguration => 0,
+                or Msr.NorthbridgeConfiguration or Msr.InterruptPending or Msr.LoadStoreConfiguration => 0,
+            Msr.HardwareConfiguration => TscCountsAtP0,
             Msr.DecodeConfiguration => LfenceSerializes,
             _ => null,
         };
         value = known.GetValueOrDefault();
         return known.HasValue;
     }
+
+    /// <summary>HWCR[24]: the TSC counts at the frequency of P-state 0, whatever the core does.</summary>
+    private const ulong TscCountsAtP0 = 1 << 24;
 
     /// <summary>DE_CFG[1]: LFENCE is dispatch serializing, which it is on every host that Dmp can run on.</summary>
     private const ulong LfenceSerializes = 1 << 1;
@@ -148,7 +152,7 @@ internal sealed class MsrInstructions(EmulationContext context)
 
             // Without effect on a machine that has nothing to switch there.
             case Msr.PatchLevel or Msr.DebugCtl or Msr.SystemConfiguration or Msr.HardwareConfiguration or Msr.InterruptPending
-                or Msr.LoadStoreConfiguration or Msr.DecodeConfiguration or Msr.Tsc:
+                or Msr.NorthbridgeConfiguration or Msr.LoadStoreConfiguration or Msr.DecodeConfiguration or Msr.Tsc:
                 return true;
             default:
                 return false;

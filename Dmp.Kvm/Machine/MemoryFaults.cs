@@ -90,7 +90,7 @@ internal sealed class MemoryFaults
             if (kernelCode)
             {
                 kind = ExitKind.CodeScan;
-                Scan(address, frame);
+                Scan(address, rip, frame);
             }
             else
             {
@@ -232,7 +232,7 @@ internal sealed class MemoryFaults
         return memory.Contains(start, Paging.LargePageSize) && !code.AnyInLargePage(frame);
     }
 
-    private void Scan(ulong address, ulong frame)
+    private void Scan(ulong address, ulong rip, ulong frame)
     {
         if (code.Contains(frame))
         {
@@ -244,9 +244,15 @@ internal sealed class MemoryFaults
         int read = access.Fetch(page, window.AsSpan(lead, Paging.PageSize + LeadOut), out _);
         ulong previous = lead == 0 ? NoFrame : FrameOf(page - 1);
         int spill = code.Spill(previous);
+
+        // CR2 is where the fetch failed: the start of the page, when the instruction at RIP reaches into it from the page before.
+        long behindPage = (long)(rip - page);
+        int boundary = lead + (int)(behindPage >= -lead && behindPage < Paging.PageSize
+            ? behindPage
+            : (long)(address & Paging.PageOffsetMask));
         int tail = scanner.Scan(
             window.AsSpan(0, lead + read),
-            new ScanRequest(lead, Paging.PageSize, lead + (int)(address & Paging.PageOffsetMask), spill < 0 ? -1 : lead + spill),
+            new ScanRequest(lead, Paging.PageSize, boundary, spill < 0 ? -1 : lead + spill),
             traps);
         code.Add(frame, traps, tail);
         tlb.DropWritable(frame);
