@@ -74,6 +74,33 @@ internal sealed class SegmentInstructions(EmulationContext context)
         }
     }
 
+    /// <summary>RDFSBASE, WRFSBASE and the like, on a host where they fault at CPL 3.</summary>
+    internal Outcome MoveBase(in Instruction instruction)
+    {
+        if ((State.Cr4 & Cr4.FsGsBase) == 0)
+        {
+            return context.Raise(GuestFault.InvalidOpcode);
+        }
+
+        ref KvmRegs regs = ref context.Vcpu.Regs;
+        bool fs = instruction.Mnemonic is Mnemonic.Rdfsbase or Mnemonic.Wrfsbase;
+        ref KvmSegment segment = ref Segment(fs ? Register.FS : Register.GS);
+        if (instruction.Mnemonic is Mnemonic.Rdfsbase or Mnemonic.Rdgsbase)
+        {
+            Operands.Write(ref regs, instruction.Op0Register, segment.Base);
+            return Outcome.Done;
+        }
+
+        ulong value = Operands.Read(ref regs, instruction.Op0Register);
+        if (!Paging.IsCanonical(value))
+        {
+            return context.Raise(GuestFault.GeneralProtection);
+        }
+
+        segment.Base = value;
+        return Outcome.Done;
+    }
+
     /// <summary>Reads a descriptor of the guest's GDT.</summary>
     /// <returns>False when the selector is null, in an LDT, beyond the limit, or the table is not mapped.</returns>
     internal bool TryReadDescriptor(ushort selector, out SegmentDescriptor descriptor)

@@ -67,6 +67,8 @@ internal sealed class SensitiveInstructions
                 return returns.Execute(instruction);
             case Mnemonic.Int:
                 return SoftwareInterrupt(instruction);
+            case Mnemonic.Rdfsbase or Mnemonic.Rdgsbase or Mnemonic.Wrfsbase or Mnemonic.Wrgsbase:
+                return segments.MoveBase(instruction);
             default:
                 return Outcome.NotSensitive;
         }
@@ -87,6 +89,8 @@ internal sealed class SensitiveInstructions
             case Mnemonic.Sgdt or Mnemonic.Sidt or Mnemonic.Sldt or Mnemonic.Str
                 when (context.State.Cr4 & Cr4.UserModeInstructionPrevention) == 0:
                 return segments.Execute(instruction);
+            case Mnemonic.Rdfsbase or Mnemonic.Rdgsbase or Mnemonic.Wrfsbase or Mnemonic.Wrgsbase:
+                return segments.MoveBase(instruction);
             case Mnemonic.Smsw when (context.State.Cr4 & Cr4.UserModeInstructionPrevention) == 0:
                 return control.Execute(instruction);
             default:

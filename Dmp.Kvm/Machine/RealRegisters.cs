@@ -11,21 +11,37 @@ internal sealed class RealRegisters
     private readonly KvmVcpu kvm;
     private readonly Cr4 umip;
 
+    // Where KVM does not know FSGSBASE, the instructions work at CPL 3 or are emulated.
+    private readonly Cr4 mirroredCr4 = Cr4.TimeStampDisable;
+
     private const int StarKernelShift = 32;
 
     private const Cr0 FixedCr0 = Cr0.ProtectionEnable | Cr0.ExtensionType | Cr0.NumericError | Cr0.WriteProtect | Cr0.Paging;
     private const Cr4 FixedCr4 = Cr4.PhysicalAddressExtension | Cr4.FxSave | Cr4.SimdExceptions | Cr4.XSave;
-    private const Cr4 MirroredCr4 = Cr4.TimeStampDisable | Cr4.FsGsBase;
+    private const uint StructuredFeatures = 7;
+    private const uint FsGsBaseEbx = 1u << 0;
+    private const uint UmipEcx = 1u << 2;
     private const Efer RealEfer = Efer.SystemCall | Efer.LongModeEnable | Efer.LongModeActive | Efer.NoExecuteEnable;
 
     // What SYSCALL clears before the monitor's entry: single-stepping must not stop there, and AC and DF are the guest's business.
     private const Rflags SyscallMask = Rflags.Trap | Rflags.Direction | Rflags.AlignmentCheck | Rflags.NestedTask;
 
     /// <summary>Sets what never changes again.</summary>
-    internal RealRegisters(KvmVcpu kvm, int vcpu, CpuidModel cpuid)
+    /// <param name="kvm">The vCPU.</param>
+    /// <param name="vcpu">Its index.</param>
+    /// <param name="supported">What KVM supports: it refuses CR4 bits whose feature it does not know.</param>
+    internal RealRegisters(KvmVcpu kvm, int vcpu, ReadOnlySpan<KvmCpuidEntry> supported)
     {
         this.kvm = kvm;
-        umip = cpuid.HasUmip ? Cr4.UserModeInstructionPrevention : Cr4.None;
+        foreach (KvmCpuidEntry entry in supported)
+        {
+            if (entry.Function == StructuredFeatures && entry.Index == 0)
+            {
+                umip = (entry.Ecx & UmipEcx) != 0 ? Cr4.UserModeInstructionPrevention : Cr4.None;
+                mirroredCr4 |= (entry.Ebx & FsGsBaseEbx) != 0 ? Cr4.FsGsBase : Cr4.None;
+            }
+        }
+
         ref KvmSregs sregs = ref kvm.Sregs;
         MonitorImage.LoadTables(vcpu, ref sregs);
         sregs.Ds = sregs.Es = sregs.Fs = sregs.Gs = new KvmSegment { Unusable = 1 };
@@ -57,7 +73,7 @@ internal sealed class RealRegisters
         // Alignment checks apply to CPL 3 only: to the guest's user code, never to its kernel.
         Cr0 alignment = state.UserMode ? (Cr0)state.Cr0 & Cr0.AlignmentMask : 0;
         sregs.Cr0 = (ulong)(FixedCr0 | mirrored | alignment);
-        Cr4 timestamp = state.UserMode ? MirroredCr4 : MirroredCr4 & ~Cr4.TimeStampDisable;
+        Cr4 timestamp = state.UserMode ? mirroredCr4 : mirroredCr4 & ~Cr4.TimeStampDisable;
         sregs.Cr4 = (ulong)(FixedCr4 | umip | (state.Cr4 & timestamp));
         regs.Rflags = (regs.Rflags & (ulong)Allowed) | (ulong)(Rflags.AlwaysOne | Rflags.Interrupt)
             | (stepping ? (ulong)Rflags.Trap : 0);

@@ -86,7 +86,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
         emulator = new SensitiveInstructions(context);
         mmio = new MmioInstructions(context);
         frameOffset = MachineLayout.VcpuBlock(index) + MachineLayout.StackTopOffset - (ExceptionFrameWords * sizeof(ulong));
-        real = new RealRegisters(kvm, index, machine.Cpuid);
+        real = new RealRegisters(kvm, index, machine.SupportedCpuid);
     }
 
     /// <inheritdoc/>

@@ -7,6 +7,7 @@ using Dmp.Kvm.Emulation;
 using Dmp.Kvm.Interop;
 using Dmp.Kvm.Memory;
 using Dmp.Kvm.Monitor;
+using Dmp.Kvm.Probe;
 using Dmp.Kvm.Symbols;
 
 namespace Dmp.Kvm.Machine;
@@ -39,7 +40,7 @@ public sealed class VirtualMachine : IMachine
             MonitorImage.Write(monitor, configuration.Cpus);
             MapMemory(vm, memory, monitor);
             console = new SerialConsole();
-            shared = Share(configuration, kvm, vm, memory, monitor);
+            shared = Share(configuration, kvm, memory, monitor);
             vcpus = new Vcpu[configuration.Cpus];
             for (int index = 0; index < vcpus.Length; index++)
             {
@@ -132,25 +133,30 @@ public sealed class VirtualMachine : IMachine
     }
 
     private SharedMachine Share(
-        MachineConfiguration configuration, KvmSystem kvm, KvmVm vm, GuestMemory memory, MappedMemory monitor)
+        MachineConfiguration configuration, KvmSystem kvm, GuestMemory memory, MappedMemory monitor)
     {
-        KvmCpuidEntry[] supported = kvm.SupportedCpuid();
-        ulong frequency;
-        using (KvmVcpu probe = vm.CreateVcpu(MachineLayout.MaximumVcpus))
+        Substrate substrate = Substrate.Measure(kvm);
+        if (!substrate.HostFillsSeen)
         {
-            frequency = (ulong)probe.TscKilohertz() * 1000;
+            throw new HostUnsupportedException(
+                "This KVM does not see page-table entries that the host makes present: Dmp cannot run here. See ./dmp probe.");
         }
 
-        MachineClock clock = new(frequency, 0);
+        KvmCpuidEntry[] supported = kvm.SupportedCpuid();
+
+        // What user code executes natively must be what the guest's kernel believes in, or it does not save the registers it uses.
+        KvmCpuidEntry[] visible = substrate.UserCpuidIsHosts ? HostCpu.Cpuid() : supported;
+        ulong frequency = substrate.TscFrequency;
+        MachineClock clock = new(frequency, substrate.TscOffset);
         MachineControl control = new();
         const uint IntelEbx = 0x756E_6547; // "Genu"
-        bool intel = supported.Any(entry => entry.Function == 0 && entry.Ebx == IntelEbx);
+        bool intel = visible.Any(entry => entry.Function == 0 && entry.Ebx == IntelEbx);
         return new SharedMachine
         {
             Memory = memory,
             Monitor = monitor,
             Code = new CodePages(memory),
-            Cpuid = new CpuidModel(supported, new CpuidConfiguration(configuration.Cpus, frequency, intel)),
+            Cpuid = new CpuidModel(visible, new CpuidConfiguration(configuration.Cpus, frequency, intel)),
             SupportedCpuid = supported,
             Clock = clock,
             Chipset = new Chipset(
@@ -158,7 +164,7 @@ public sealed class VirtualMachine : IMachine
             Control = control,
             ParavirtualClock = new ParavirtualClock(memory, clock),
             UnownedMsrs = new UnownedMsrs(),
-            HardwareWalksTables = false,
+            HardwareWalksTables = substrate.HostRemovalsSeen,
         };
     }
 
