@@ -64,6 +64,8 @@ public sealed record ControlSettings
     /// <exception cref="UnusableInputException">The text or a setting in it is malformed.</exception>
     public static ControlSettings Parse(string text)
     {
+        ArgumentNullException.ThrowIfNull(text);
+        HoconShape.Check(text);
         Config config;
         try
         {
@@ -72,7 +74,7 @@ public sealed record ControlSettings
         catch (Exception e)
         {
             // The parser throws plain exceptions of several types; all of them mean the same to the user.
-            throw new UnusableInputException($"not valid HOCON ({OneLine(e.Message)}); check braces and quotes");
+            throw new UnusableInputException($"not valid HOCON ({OneLine(e.Message)})");
         }
 
         if (!config.HasPath(Dispatcher))
