@@ -5,9 +5,9 @@ public class UnusableInputException : Exception
 {
     /// <summary>Creates the error.</summary>
     /// <param name="message">One line for the user.</param>
-    /// <param name="inner">The cause, if it was another error.</param>
-    public UnusableInputException(string message, Exception? inner = null)
-        : base(message, inner)
+    /// <param name="innerException">The cause, if it was another error.</param>
+    public UnusableInputException(string message, Exception? innerException = null)
+        : base(message, innerException)
     {
     }
 }
@@ -17,9 +17,9 @@ public class HostUnsupportedException : Exception
 {
     /// <summary>Creates the error.</summary>
     /// <param name="message">One line for the user.</param>
-    /// <param name="inner">The cause, if it was another error.</param>
-    public HostUnsupportedException(string message, Exception? inner = null)
-        : base(message, inner)
+    /// <param name="innerException">The cause, if it was another error.</param>
+    public HostUnsupportedException(string message, Exception? innerException = null)
+        : base(message, innerException)
     {
     }
 }

@@ -1,0 +1,132 @@
+using System.Globalization;
+using Akka.Configuration;
+using Dmp.Kvm;
+
+namespace Dmp.Actors;
+
+/// <summary>The settings of akka.hocon that our actors use, read once and checked.</summary>
+public sealed record ControlSettings
+{
+    /// <summary>Path in the configuration of the dispatcher that all control actors share.</summary>
+    public const string Dispatcher = "dmp.control-dispatcher";
+
+    /// <summary>The whole configuration, for the actor system.</summary>
+    public required Config Configuration { get; init; }
+
+    /// <summary>How often exit tables are sampled.</summary>
+    public required TimeSpan SamplingInterval { get; init; }
+
+    /// <summary>Sites listed in a report.</summary>
+    public required int ReportSites { get; init; }
+
+    /// <summary>How long a vCPU may take to pause.</summary>
+    public required TimeSpan PauseTimeout { get; init; }
+
+    /// <summary>How long a vCPU's thread may take to end.</summary>
+    public required TimeSpan StopTimeout { get; init; }
+
+    /// <summary>How long a panicked guest may go on.</summary>
+    public required TimeSpan PanicGrace { get; init; }
+
+    /// <summary>How long the last output may take to reach the sink.</summary>
+    public required TimeSpan DrainTimeout { get; init; }
+
+    /// <summary>How soon input is offered again to a full receive queue.</summary>
+    public required TimeSpan InputRetry { get; init; }
+
+    /// <summary>Restarts of a child within <see cref="RestartWindow"/>.</summary>
+    public required int RestartLimit { get; init; }
+
+    /// <summary>Window in which restarts count together.</summary>
+    public required TimeSpan RestartWindow { get; init; }
+
+    /// <summary>Reads a settings file.</summary>
+    /// <param name="path">Path of akka.hocon.</param>
+    /// <exception cref="UnusableInputException">The file is missing or malformed, or a setting is.</exception>
+    public static ControlSettings Load(string path)
+    {
+        try
+        {
+            return Parse(File.ReadAllText(path));
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        {
+            throw new UnusableInputException($"cannot read the settings file {path}: {e.Message}");
+        }
+        catch (UnusableInputException e)
+        {
+            throw new UnusableInputException($"{path}: {e.Message}");
+        }
+    }
+
+    /// <summary>Reads settings from text.</summary>
+    /// <param name="text">Text in HOCON.</param>
+    /// <exception cref="UnusableInputException">The text or a setting in it is malformed.</exception>
+    public static ControlSettings Parse(string text)
+    {
+        ArgumentNullException.ThrowIfNull(text);
+        HoconShape.Check(text);
+        Config config;
+        try
+        {
+            config = ConfigurationFactory.ParseString(text);
+        }
+        catch (Exception e)
+        {
+            // The parser throws plain exceptions of several types; all of them mean the same to the user.
+            throw new UnusableInputException($"not valid HOCON ({OneLine(e.Message)})");
+        }
+
+        if (!config.HasPath(Dispatcher))
+        {
+            throw new UnusableInputException($"{Dispatcher} is missing");
+        }
+
+        return new ControlSettings
+        {
+            Configuration = config,
+            SamplingInterval = Time(config, "dmp.exits.sampling-interval"),
+            ReportSites = Count(config, "dmp.exits.report-sites"),
+            PauseTimeout = Time(config, "dmp.vcpu.pause-timeout"),
+            StopTimeout = Time(config, "dmp.vcpu.stop-timeout"),
+            PanicGrace = Time(config, "dmp.console.panic-grace"),
+            DrainTimeout = Time(config, "dmp.console.drain-timeout"),
+            InputRetry = Time(config, "dmp.console.input-retry"),
+            RestartLimit = Count(config, "dmp.supervision.restart-limit"),
+            RestartWindow = Time(config, "dmp.supervision.restart-window"),
+        };
+    }
+
+    private static TimeSpan Time(Config config, string path)
+    {
+        TimeSpan value = Read(config, path, () => config.GetTimeSpan(path, null, allowInfinite: false), "a time such as 250ms");
+        return value > TimeSpan.Zero ? value : throw new UnusableInputException($"{path} must be more than zero");
+    }
+
+    private static int Count(Config config, string path)
+    {
+        int value = Read(config, path, () => config.GetInt(path), "a whole number");
+        return value >= 0 ? value : throw new UnusableInputException($"{path} must not be negative");
+    }
+
+    private static T Read<T>(Config config, string path, Func<T> read, string expected)
+    {
+        if (!config.HasPath(path))
+        {
+            throw new UnusableInputException($"{path} is missing");
+        }
+
+        try
+        {
+            return read();
+        }
+        catch (Exception)
+        {
+            throw new UnusableInputException(string.Create(
+                CultureInfo.InvariantCulture,
+                $"{path} = {config.GetString(path)} is not {expected}"));
+        }
+    }
+
+    private static string OneLine(string text) => text.ReplaceLineEndings(" ");
+}

@@ -1,0 +1,453 @@
+using System.Collections.Immutable;
+using Akka.Actor;
+using Akka.Event;
+using Dmp.Actors.Console;
+using Dmp.Actors.Exits;
+using Dmp.Actors.Vcpus;
+using Dmp.Kvm.Machine;
+using static Dmp.Actors.Machine.MachineProtocol;
+
+namespace Dmp.Actors.Machine;
+
+/// <summary>
+/// Owns a machine's life: starts its vCPUs, pauses and resumes them together, and takes the machine down when the run ends.
+/// </summary>
+/// <remarks>
+/// A run ends in this order, each step bounded by a time, so that the report comes whatever hangs:
+/// <list type="number">
+/// <item>after a failure: pause all vCPUs and collect their state;</item>
+/// <item>stop the vCPUs, and with that join their threads;</item>
+/// <item>drain the console to its last byte, which may still begin phases or show a panic;</item>
+/// <item>take the last counters;</item>
+/// <item>complete the result; whoever holds it writes the report, and then disposes the machine (see <see cref="MachineRun"/>).</item>
+/// </list>
+/// The aggregator and the console are restarted when they fail, and the guest does not notice. A vCPU whose emulator fails is not
+/// run again: going on from a state that already surprised us could corrupt the guest's disk before it crashes.
+/// </remarks>
+public sealed class MachineSupervisor : ReceiveActor, IWithTimers
+{
+    // The console and the aggregator take part in rounds under numbers that no vCPU has.
+    private const int ConsoleNumber = -1;
+    private const int AggregatorNumber = -2;
+    private const string RoundTimer = "round";
+    private const string RunTimer = "run";
+    private const string PanicTimer = "panic";
+
+    private readonly ILoggingAdapter log = Context.GetLogger();
+    private readonly IMachine machine;
+    private readonly RunOptions options;
+    private readonly ControlSettings settings;
+    private readonly TaskCompletionSource<MachineResult> completion;
+    private readonly ExitSampler sampler;
+    private readonly PhaseLedger ledger = new();
+    private readonly SortedDictionary<int, IActorRef> vcpus = [];
+    private readonly List<VcpuDescription> descriptions = [];
+    private readonly List<string> unfinished = [];
+    private IActorRef aggregator = ActorRefs.Nobody;
+    private IActorRef console = ActorRefs.Nobody;
+
+    private Stage stage = Stage.Starting;
+    private long lastRequestId;
+    private Round? round;
+    private Action<Round>? roundEnded;
+    private (long RequestId, IActorRef From)? request;
+    private RunCause? cause;
+    private TimeSpan? untilAt;
+    private string? panic;
+    private bool threadsEnded;
+    private ExitSummary? summary;
+
+    /// <summary>Creates the actor; use <see cref="Props"/>.</summary>
+    /// <param name="machine">The machine.</param>
+    /// <param name="options">What the run is to do.</param>
+    /// <param name="settings">Times and limits.</param>
+    /// <param name="completion">Receives the result.</param>
+    public MachineSupervisor(
+        IMachine machine, RunOptions options, ControlSettings settings, TaskCompletionSource<MachineResult> completion)
+    {
+        this.machine = machine;
+        this.options = options;
+        this.settings = settings;
+        this.completion = completion;
+        sampler = new ExitSampler(machine.Vcpus, options.Clock);
+
+        Receive<PauseAll>(OnPauseAll);
+        Receive<ResumeAll>(OnResumeAll);
+        Receive<GetStatus>(get => Sender.Tell(new MachineProtocol.Status(get.RequestId, stage)));
+        Receive<End>(end => Finish(end.Cause));
+
+        Receive<VcpuProtocol.Paused>(OnPaused);
+        Receive<VcpuProtocol.Resumed>(answer => OnAnswer(answer.RequestId, answer.Vcpu, agreed: true));
+        Receive<VcpuProtocol.Stopped>(answer => OnAnswer(answer.RequestId, answer.Vcpu, agreed: true));
+        Receive<VcpuProtocol.Refused>(answer => OnAnswer(answer.RequestId, answer.Vcpu, agreed: false));
+        Receive<VcpuProtocol.Described>(OnDescribed);
+        Receive<VcpuProtocol.Ended>(ended => Finish(new RunCause.GuestStopped(ended.Stop)));
+        Receive<VcpuProtocol.Crashed>(OnCrashed);
+
+        Receive<ConsoleProtocol.Marked>(OnMarked);
+        Receive<ConsoleProtocol.PumpFailed>(failed =>
+            Finish(new RunCause.OwnFailure($"reading the console failed: {failed.Failure.Message}", failed.Failure)));
+        Receive<ConsoleProtocol.Drained>(answer => OnAnswer(answer.RequestId, ConsoleNumber, agreed: true));
+        Receive<ExitProtocol.Closed>(OnClosed);
+
+        Receive<RoundTimedOut>(OnRoundTimedOut);
+        Receive<Terminated>(OnTerminated);
+
+        Receive<ExitProtocol.GetTotals>(get => aggregator.Forward(get));
+        Receive<ExitProtocol.GetTopSites>(get => aggregator.Forward(get));
+        Receive<ConsoleProtocol.Input>(input => console.Forward(input));
+    }
+
+    /// <inheritdoc />
+    public ITimerScheduler Timers { get; set; } = null!;
+
+    /// <summary>How to create the supervisor of a machine.</summary>
+    /// <param name="machine">The machine; disposed by whoever receives the result.</param>
+    /// <param name="options">What the run is to do.</param>
+    /// <param name="settings">Times and limits.</param>
+    /// <param name="completion">Receives the result, however the run ends.</param>
+    public static Props Props(
+        IMachine machine, RunOptions options, ControlSettings settings, TaskCompletionSource<MachineResult> completion) =>
+        Akka.Actor.Props.Create(() => new MachineSupervisor(machine, options, settings, completion))
+            .WithDispatcher(ControlSettings.Dispatcher);
+
+    /// <inheritdoc />
+    protected override SupervisorStrategy SupervisorStrategy() => new OneForOneStrategy(
+        settings.RestartLimit,
+        settings.RestartWindow,
+        failure =>
+        {
+            log.Warning("a control actor failed and is restarted: {0}", failure.Message);
+            return Directive.Restart;
+        });
+
+    /// <inheritdoc />
+    protected override void PreStart()
+    {
+        aggregator = Context.Watch(Context.ActorOf(ExitAggregator.Props(sampler, ledger, settings), "exits"));
+        console = Context.Watch(Context.ActorOf(
+            ConsoleActor.Props(machine.Console, options.Sink, options.Until, sampler, settings), "console"));
+        foreach (IVcpu vcpu in machine.Vcpus)
+        {
+            vcpus.Add(vcpu.Index, Context.Watch(Context.ActorOf(VcpuActor.Props(vcpu), $"vcpu-{vcpu.Index}")));
+        }
+
+        // A vCPU begins paused, as soon as its thread is there.
+        AskVcpus(id => new VcpuProtocol.Pause(id), settings.PauseTimeout, started =>
+        {
+            if (!started.Complete)
+            {
+                Finish(new RunCause.OwnFailure($"{Names(started.Awaited)} did not start", Failure: null));
+                return;
+            }
+
+            sampler.Start();
+            if (options.Timeout is { } limit)
+            {
+                Timers.StartSingleTimer(RunTimer, new End(new RunCause.TimedOut(limit)), limit);
+            }
+
+            ResumeVcpus(vcpus.Keys, _ => { });
+        });
+    }
+
+    /// <inheritdoc />
+    protected override void PostStop()
+    {
+        // Only does something when the supervisor itself failed: the result must come in any case.
+        completion.TrySetResult(new MachineResult(
+            new RunOutcome.VmmFailed("the machine supervisor failed; its log says why", Failure: null),
+            summary ?? LastFigures(),
+            untilAt,
+            [.. descriptions],
+            [.. unfinished],
+            threadsEnded));
+    }
+
+    private void OnPauseAll(PauseAll pause)
+    {
+        if (stage == Stage.Paused)
+        {
+            Sender.Tell(new AllPaused(pause.RequestId));
+            return;
+        }
+
+        if (stage != Stage.Running)
+        {
+            Sender.Tell(new MachineProtocol.Refused(pause.RequestId, stage));
+            return;
+        }
+
+        stage = Stage.Pausing;
+        request = (pause.RequestId, Sender);
+        AskVcpus(id => new VcpuProtocol.Pause(id), settings.PauseTimeout, paused =>
+        {
+            if (paused.Agreed.Count == vcpus.Count)
+            {
+                stage = Stage.Paused;
+                AnswerRequest(id => new AllPaused(id));
+                return;
+            }
+
+            AnswerRequest(id => new NotAllPaused(id, [.. vcpus.Keys.Except(paused.Agreed)]));
+            ResumeVcpus(paused.Agreed, _ => { });
+        });
+    }
+
+    private void OnResumeAll(ResumeAll resume)
+    {
+        if (stage == Stage.Running)
+        {
+            Sender.Tell(new AllResumed(resume.RequestId));
+            return;
+        }
+
+        if (stage != Stage.Paused)
+        {
+            Sender.Tell(new MachineProtocol.Refused(resume.RequestId, stage));
+            return;
+        }
+
+        request = (resume.RequestId, Sender);
+        ResumeVcpus(vcpus.Keys, resumed => AnswerRequest(id => resumed.Agreed.Count == vcpus.Count
+            ? new AllResumed(id)
+            : new NotAllResumed(id, [.. vcpus.Keys.Except(resumed.Agreed)])));
+    }
+
+    private void ResumeVcpus(IEnumerable<int> who, Action<Round> ended)
+    {
+        stage = Stage.Resuming;
+        AskVcpus(id => new VcpuProtocol.Resume(id), settings.PauseTimeout, who, resumed =>
+        {
+            stage = Stage.Running;
+            ended(resumed);
+        });
+    }
+
+    private void OnPaused(VcpuProtocol.Paused paused)
+    {
+        if (round?.Id == paused.RequestId)
+        {
+            OnAnswer(paused.RequestId, paused.Vcpu, agreed: true);
+        }
+        else if (stage is Stage.Running or Stage.Resuming)
+        {
+            // Too late for the pause it was asked for. The others run again, so it has to as well.
+            vcpus[paused.Vcpu].Tell(new VcpuProtocol.Resume(++lastRequestId));
+        }
+    }
+
+    private void OnDescribed(VcpuProtocol.Described described)
+    {
+        if (round?.Id == described.RequestId)
+        {
+            descriptions.Add(new VcpuDescription(described.Vcpu, described.State));
+        }
+
+        OnAnswer(described.RequestId, described.Vcpu, agreed: true);
+    }
+
+    private void OnCrashed(VcpuProtocol.Crashed crashed) => Finish(new RunCause.OwnFailure(
+        $"vCPU {crashed.Vcpu} failed: {crashed.Failure.GetType().Name}: {crashed.Failure.Message}", crashed.Failure));
+
+    private void OnMarked(ConsoleProtocol.Marked marked)
+    {
+        switch (marked.Mark)
+        {
+            case ConsoleMark.PhaseBegan phase:
+                aggregator.Tell(new ExitProtocol.CutPhase(phase.Name, marked.At));
+                break;
+            case ConsoleMark.UntilSeen:
+                untilAt ??= marked.At.At;
+                Finish(new RunCause.UntilSeen());
+                break;
+            case ConsoleMark.KernelPanicked panicked when panic is null:
+                panic = panicked.Line;
+                if (stage != Stage.Ending)
+                {
+                    Timers.StartSingleTimer(PanicTimer, new End(new RunCause.Panicked()), settings.PanicGrace);
+                }
+
+                break;
+        }
+    }
+
+    private void OnTerminated(Terminated terminated)
+    {
+        if (terminated.ActorRef.Equals(aggregator))
+        {
+            aggregator = ActorRefs.Nobody;
+            Finish(new RunCause.OwnFailure("the exit aggregator failed too often", Failure: null));
+            OnAnswer(round?.Id ?? 0, AggregatorNumber, agreed: false);
+        }
+        else if (terminated.ActorRef.Equals(console))
+        {
+            console = ActorRefs.Nobody;
+            Finish(new RunCause.OwnFailure("the console failed too often", Failure: null));
+            OnAnswer(round?.Id ?? 0, ConsoleNumber, agreed: false);
+        }
+        else
+        {
+            Finish(new RunCause.OwnFailure($"{terminated.ActorRef.Path.Name} is gone", Failure: null));
+        }
+    }
+
+    /// <summary>Ends the run. What comes first is the cause; what comes later is a consequence of taking the machine down.</summary>
+    private void Finish(RunCause why)
+    {
+        if (stage == Stage.Ending)
+        {
+            return;
+        }
+
+        stage = Stage.Ending;
+        cause = why;
+        Timers.Cancel(RunTimer);
+        Timers.Cancel(PanicTimer);
+        AnswerRequest(id => new MachineProtocol.Refused(id, Stage.Ending));
+        if (why.WantsState)
+        {
+            PauseAndDescribe();
+        }
+        else
+        {
+            StopVcpus();
+        }
+    }
+
+    private void PauseAndDescribe() => AskVcpus(id => new VcpuProtocol.Pause(id), settings.PauseTimeout, paused =>
+    {
+        if (!paused.Complete)
+        {
+            unfinished.Add($"{Names(paused.Awaited)} did not reach a safe point; no state");
+        }
+
+        // One that refused to pause has crashed or stopped, and can be described all the same.
+        AskVcpus(id => new VcpuProtocol.Describe(id), settings.PauseTimeout, vcpus.Keys.Except(paused.Awaited), _ => StopVcpus());
+    });
+
+    private void StopVcpus() => AskVcpus(id => new VcpuProtocol.Stop(id), settings.StopTimeout, stopped =>
+    {
+        threadsEnded = stopped.Complete;
+        if (!stopped.Complete)
+        {
+            unfinished.Add($"{Names(stopped.Awaited)} did not stop within {settings.StopTimeout.TotalSeconds} s");
+        }
+
+        DrainConsole();
+    });
+
+    private void DrainConsole() => AskOne(console, ConsoleNumber, id => new ConsoleProtocol.Drain(id), drained =>
+    {
+        if (drained.Agreed.IsEmpty)
+        {
+            // Its pump may still be reading from the machine.
+            threadsEnded = false;
+            unfinished.Add("the console was not drained; output may be missing");
+        }
+
+        CloseCounters();
+    });
+
+    private void CloseCounters() => AskOne(aggregator, AggregatorNumber, id => new ExitProtocol.Close(id), closed =>
+    {
+        if (closed.Agreed.IsEmpty)
+        {
+            unfinished.Add("the exit aggregator did not answer; phases may be missing");
+        }
+
+        summary ??= LastFigures();
+        completion.TrySetResult(new MachineResult(
+            RunOutcome.Of(cause!, untilAt is not null, panic),
+            summary,
+            untilAt,
+            [.. descriptions.OrderBy(description => description.Vcpu)],
+            [.. unfinished],
+            threadsEnded));
+    });
+
+    private void OnClosed(ExitProtocol.Closed closed)
+    {
+        if (round?.Id == closed.RequestId)
+        {
+            summary = closed.Summary;
+        }
+
+        OnAnswer(closed.RequestId, AggregatorNumber, agreed: true);
+    }
+
+    private void AskVcpus(Func<long, object> question, TimeSpan timeout, Action<Round> ended) =>
+        AskVcpus(question, timeout, vcpus.Keys, ended);
+
+    private void AskVcpus(Func<long, object> question, TimeSpan timeout, IEnumerable<int> who, Action<Round> ended) =>
+        AskAll(question, timeout, [.. who.Select(index => (index, vcpus[index]))], ended);
+
+    private void AskOne(IActorRef child, int number, Func<long, object> question, Action<Round> ended) =>
+        AskAll(question, settings.DrainTimeout, child.IsNobody() ? [] : [(number, child)], ended);
+
+    /// <summary>Begins a round; the one that was under way is forgotten, late answers to it do nothing.</summary>
+    private void AskAll(
+        Func<long, object> question, TimeSpan timeout, ImmutableArray<(int Number, IActorRef Actor)> asked, Action<Round> ended)
+    {
+        long id = ++lastRequestId;
+        round = Round.Of(id, asked.Select(child => child.Number));
+        roundEnded = ended;
+        foreach ((_, IActorRef actor) in asked)
+        {
+            actor.Tell(question(id));
+        }
+
+        Timers.StartSingleTimer(RoundTimer, new RoundTimedOut(id), timeout);
+        EndRoundIf(round.Complete);
+    }
+
+    private void OnAnswer(long id, int who, bool agreed)
+    {
+        if (round is { } open && open.Id == id)
+        {
+            round = open.Answered(who, agreed);
+            EndRoundIf(round.Complete);
+        }
+    }
+
+    private void OnRoundTimedOut(RoundTimedOut timedOut) => EndRoundIf(round?.Id == timedOut.Id);
+
+    private void EndRoundIf(bool over)
+    {
+        if (over && round is { } ended && roundEnded is { } then)
+        {
+            // Forgotten first: what follows usually begins the next round.
+            round = null;
+            roundEnded = null;
+            Timers.Cancel(RoundTimer);
+            then(ended);
+        }
+    }
+
+    // Without the aggregator. Should the counters themselves be what fails, the report still has to come.
+    private ExitSummary LastFigures()
+    {
+        try
+        {
+            return ExitAggregator.Summarize(sampler, ledger, settings.ReportSites);
+        }
+        catch (Exception failure)
+        {
+            unfinished.Add($"the exit counters cannot be read: {failure.Message}");
+            return new ExitSummary(ExitSample.Zero, [], []);
+        }
+    }
+
+    private void AnswerRequest(Func<long, object> answer)
+    {
+        if (request is { } open)
+        {
+            request = null;
+            open.From.Tell(answer(open.RequestId));
+        }
+    }
+
+    private static string Names(IEnumerable<int> vcpus) => $"vCPU {string.Join(", ", vcpus)}";
+
+    private sealed record RoundTimedOut(long Id);
+}

@@ -1,0 +1,90 @@
+using System.CommandLine;
+using System.CommandLine.Invocation;
+using Dmp.Host.Verbs;
+using Dmp.Kvm;
+
+namespace Dmp.Host;
+
+/// <summary>The command line: its verbs, and one line with the right exit code for everything that goes wrong.</summary>
+internal static class CommandLine
+{
+    private const string Description =
+        "Runs unmodified Linux guests with Dynamic Memory Paravirtualization.\n\n"
+        + "'dmp demo' shows it. 'dmp test' runs the specifications.";
+
+    /// <summary>Runs a command line.</summary>
+    /// <param name="arguments">The arguments.</param>
+    /// <param name="host">What the verbs touch.</param>
+    /// <returns>The exit code.</returns>
+    public static async Task<int> InvokeAsync(IReadOnlyList<string> arguments, HostEnvironment host)
+    {
+        try
+        {
+            var root = new RootCommand(Description)
+            {
+                DemoVerb.Create(host),
+                RunVerb.Create(host),
+                ProbeVerb.Create(host),
+                GuestVerb.Create(host),
+            };
+            root.HelpName = "dmp";
+            ParseResult parsed = root.Parse(arguments);
+            if (parsed.Action is ParseErrorAction)
+            {
+                return Usage(parsed, root, host);
+            }
+
+            var invocation = new InvocationConfiguration
+            {
+                Output = host.Text,
+                Error = host.Error,
+
+                // Both are done here: exceptions have exit codes, and signals end the guest before they end us.
+                EnableDefaultExceptionHandler = false,
+                ProcessTerminationTimeout = null,
+            };
+            return await parsed.InvokeAsync(invocation, CancellationToken.None).ConfigureAwait(false);
+        }
+        catch (Exception failure)
+        {
+            return Explain(failure, host);
+        }
+    }
+
+    /// <summary>Says in one line what went wrong.</summary>
+    /// <returns>The exit code that goes with it.</returns>
+    public static int Explain(Exception failure, HostEnvironment host)
+    {
+        int code = failure switch
+        {
+            UnusableInputException => ExitCodes.Usage,
+            HostUnsupportedException => ExitCodes.HostUnsupported,
+            _ => ExitCodes.OwnFailure,
+        };
+        host.Error.WriteLine(code == ExitCodes.OwnFailure
+            ? $"dmp: own failure: {failure.GetType().Name}: {OneLine(failure.Message)}{(host.Debug ? "" : " (DMP_DEBUG=1 shows where)")}"
+            : $"dmp: {OneLine(failure.Message)}");
+        if (host.Debug)
+        {
+            host.Error.WriteLine(failure);
+        }
+
+        return code;
+    }
+
+    private static int Usage(ParseResult parsed, RootCommand root, HostEnvironment host)
+    {
+        Command command = parsed.CommandResult.Command;
+        string help = command == root ? "dmp --help" : $"dmp {command.Name} --help";
+        string problem = (command == root, parsed.UnmatchedTokens.FirstOrDefault()) switch
+        {
+            (true, null) => "no verb is given",
+            (true, { } verb) => $"unknown verb '{verb}'",
+            _ => OneLine(parsed.Errors[0].Message).TrimEnd('.'),
+        };
+        host.Error.WriteLine($"dmp: {problem}; see '{help}'");
+        return ExitCodes.Usage;
+    }
+
+    private static string OneLine(string text) => text.ReplaceLineEndings(" ");
+}

@@ -1,0 +1,3 @@
+using Dmp.Host;
+
+return await CommandLine.InvokeAsync(args, HostEnvironment.Real()).ConfigureAwait(false);

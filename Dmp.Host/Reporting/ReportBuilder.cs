@@ -1,0 +1,113 @@
+using System.Globalization;
+using System.Text.Json;
+using Dmp.Actors.Exits;
+using Dmp.Actors.Machine;
+using Dmp.Host.Running;
+using Dmp.Kvm.Cpu;
+using Dmp.Kvm.Machine;
+
+namespace Dmp.Host.Reporting;
+
+/// <summary>Turns what is known about a run into its report. Pure but for the questions it asks the machine.</summary>
+internal static class ReportBuilder
+{
+    /// <summary>Names of the exit kinds, as the report spells them.</summary>
+    public static string Name(ExitKind kind) => JsonNamingPolicy.SnakeCaseLower.ConvertName(kind.ToString());
+
+    /// <summary>The report of a run.</summary>
+    /// <param name="plan">What was to be run.</param>
+    /// <param name="result">What came of it.</param>
+    /// <param name="facts">What the machine knows about itself, or null.</param>
+    public static ReportDocument Build(RunPlan plan, MachineResult result, IMachineFacts? facts)
+    {
+        ExitSummary summary = result.Summary;
+        return new ReportDocument
+        {
+            Outcome = Name(result.Outcome),
+            Detail = result.Outcome.Detail,
+            Host = Host(facts?.Host),
+            Guest = Guest(plan, facts?.KernelId),
+            WallMs = Milliseconds(summary.Total.At),
+            UntilMs = result.UntilAt is { } until ? Milliseconds(until) : null,
+            Exits = Exits(summary.Total),
+            Time = Time(summary.Total),
+            Phases =
+            [
+                .. summary.Phases.Select(phase => new PhaseSection
+                {
+                    Name = phase.Name,
+                    WallMs = Milliseconds(phase.Cost.At),
+                    Exits = Exits(phase.Cost),
+                    Time = Time(phase.Cost),
+                }),
+            ],
+            Sites =
+            [
+                .. summary.Sites.Select(site => new SiteSection
+                {
+                    Rip = Hexadecimal(site.Rip),
+                    Symbol = facts?.Symbol(site.Rip),
+                    Instruction = facts?.Instruction(site.Rip),
+                    Kind = Name(site.Kind),
+                    Exits = site.Exits,
+                }),
+            ],
+            UnownedPorts = facts?.UnownedPorts?.ToDictionary(port => Hexadecimal(port.Key), port => port.Value),
+            VcpuStates = result.Vcpus.IsEmpty
+                ? null
+                : [.. result.Vcpus.Select(vcpu => new VcpuSection(vcpu.Vcpu, vcpu.State))],
+            Unfinished = result.Unfinished.IsEmpty ? null : result.Unfinished,
+        };
+    }
+
+    /// <summary>The report of a run that never began: nothing was measured.</summary>
+    public static ReportDocument BuildWithoutRun(RunPlan plan, string detail) => new()
+    {
+        Outcome = Name(new RunOutcome.VmmFailed(detail, Failure: null)),
+        Detail = detail,
+        Guest = Guest(plan, kernelId: null),
+    };
+
+    /// <summary>
+    /// Name of an outcome. The contract has five: a guest that writes to its debug-exit port has switched itself off, a user who
+    /// ends a run has pulled the plug; detail and exit code tell them apart.
+    /// </summary>
+    private static string Name(RunOutcome outcome) => outcome switch
+    {
+        RunOutcome.PoweredOff or RunOutcome.DebugExit or RunOutcome.EndedByUser => "powered_off",
+        RunOutcome.UntilSeen => "until",
+        RunOutcome.GuestFailed => "guest_failed",
+        RunOutcome.TimedOut => "timeout",
+        _ => "vmm_failed",
+    };
+
+    private static HostSection? Host(HostFacts? host) => host is null ? null : new HostSection
+    {
+        Cpl0 = host.Cpl0,
+        HostPageTableWrites = host.HostPageTableWrites,
+        ExitUs = host.ExitMicroseconds,
+        Strategies = host.Strategies,
+    };
+
+    private static GuestSection Guest(RunPlan plan, string? kernelId) => new()
+    {
+        Kernel = plan.Machine.KernelPath,
+        KernelId = kernelId,
+        Cpus = plan.Machine.Cpus,
+        MemoryBytes = plan.Machine.MemoryBytes,
+        Mode = plan.Mode,
+    };
+
+    private static ExitSection Exits(ExitSample sample) => new(
+        sample.Total,
+        Enum.GetValues<ExitKind>().ToDictionary(Name, kind => sample.ByKind[(int)kind]));
+
+    // A vCPU that keeps no time accounts leaves both at zero; no real run does.
+    private static TimeSection? Time(ExitSample sample) => sample.InsideGuest + sample.OutsideGuest == TimeSpan.Zero
+        ? null
+        : new TimeSection(Milliseconds(sample.InsideGuest), Milliseconds(sample.OutsideGuest));
+
+    private static double Milliseconds(TimeSpan time) => Math.Round(time.TotalMilliseconds, 1);
+
+    private static string Hexadecimal(ulong value) => string.Create(CultureInfo.InvariantCulture, $"0x{value:x}");
+}

@@ -1,0 +1,104 @@
+using System.Text.Json.Serialization;
+
+namespace Dmp.Host.Reporting;
+
+/// <summary>
+/// The report as scripts read it (--report). A figure that was not measured is null here and absent in the file, never zero.
+/// </summary>
+internal sealed record ReportDocument
+{
+    public int Schema { get; init; } = 1;
+
+    public required string Outcome { get; init; }
+
+    public required string Detail { get; init; }
+
+    public HostSection? Host { get; init; }
+
+    public required GuestSection Guest { get; init; }
+
+    public double? WallMs { get; init; }
+
+    public double? UntilMs { get; init; }
+
+    public ExitSection? Exits { get; init; }
+
+    /// <summary>Time of all vCPU threads inside and outside of KVM_RUN.</summary>
+    public TimeSection? Time { get; init; }
+
+    public IReadOnlyList<PhaseSection>? Phases { get; init; }
+
+    public IReadOnlyList<SiteSection>? Sites { get; init; }
+
+    /// <summary>Accesses to ports that no device answered.</summary>
+    public IReadOnlyDictionary<string, long>? UnownedPorts { get; init; }
+
+    /// <summary>State of the vCPUs, after a failure.</summary>
+    public IReadOnlyList<VcpuSection>? VcpuStates { get; init; }
+
+    /// <summary>Steps of the shutdown that did not end in time.</summary>
+    public IReadOnlyList<string>? Unfinished { get; init; }
+}
+
+internal sealed record HostSection
+{
+    public string? Cpl0 { get; init; }
+
+    public string? HostPageTableWrites { get; init; }
+
+    public double? ExitUs { get; init; }
+
+    public IReadOnlyList<string>? Strategies { get; init; }
+}
+
+internal sealed record GuestSection
+{
+    public required string Kernel { get; init; }
+
+    public string? KernelId { get; init; }
+
+    public required int Cpus { get; init; }
+
+    public required ulong MemoryBytes { get; init; }
+
+    public required string Mode { get; init; }
+}
+
+internal sealed record ExitSection(long Total, IReadOnlyDictionary<string, long> ByKind);
+
+internal sealed record TimeSection(double InsideKvmRunMs, double OutsideKvmRunMs);
+
+internal sealed record PhaseSection
+{
+    public required string Name { get; init; }
+
+    public required double WallMs { get; init; }
+
+    public required ExitSection Exits { get; init; }
+
+    public TimeSection? Time { get; init; }
+}
+
+internal sealed record SiteSection
+{
+    public required string Rip { get; init; }
+
+    public string? Symbol { get; init; }
+
+    public string? Instruction { get; init; }
+
+    public required string Kind { get; init; }
+
+    public required long Exits { get; init; }
+}
+
+internal sealed record VcpuSection(int Vcpu, string State);
+
+/// <summary>Names and forms of the report in JSON.</summary>
+[JsonSourceGenerationOptions(
+    PropertyNamingPolicy = JsonKnownNamingPolicy.SnakeCaseLower,
+    DefaultIgnoreCondition = JsonIgnoreCondition.WhenWritingNull,
+    WriteIndented = true)]
+[JsonSerializable(typeof(ReportDocument))]
+[JsonSerializable(typeof(Kvm.Probe.ProbeReport))]
+internal sealed partial class ReportJson : JsonSerializerContext;

@@ -1,0 +1,59 @@
+using System.CommandLine;
+using Dmp.Host.Demo;
+using Dmp.Host.Running;
+using Dmp.Kvm.Machine;
+using Spectre.Console;
+
+namespace Dmp.Host.Verbs;
+
+/// <summary><c>dmp demo</c>: boots the demo guest, shows how it goes, and ends with a report for people.</summary>
+internal static class DemoVerb
+{
+    // A panic resets the machine at once: the demo is to end, not to stand still.
+    private const string CommandLine = "console=ttyS0 panic=-1 dmp.work=demo";
+    private const ulong Memory = 512UL << 20;
+    private static readonly TimeSpan Limit = TimeSpan.FromMinutes(10);
+
+    /// <summary>Creates the verb.</summary>
+    public static Command Create(HostEnvironment host)
+    {
+        var report = new Option<string?>("--report") { Description = "Write the report in JSON as well", HelpName = "FILE" };
+        var command = new Command("demo", "Boot the demo guest, run a short workload, and show what it cost") { report };
+        command.SetAction((parsed, _) => RunAsync(host, parsed.GetValue(report)));
+        return command;
+    }
+
+    private static async Task<int> RunAsync(HostEnvironment host, string? reportPath)
+    {
+        GuestImages images = await GuestBuild.RunAsync(host).ConfigureAwait(false);
+        var plan = new RunPlan
+        {
+            Machine = new MachineConfiguration
+            {
+                KernelPath = images.Kernel,
+                InitrdPath = images.Initrd,
+                CommandLine = CommandLine,
+                MemoryBytes = Memory,
+            },
+            Mode = RunVerb.TrapMode,
+            Timeout = Limit,
+            ReportPath = reportPath,
+        };
+        host.Error.WriteLine($"dmp: booting {images.Kernel}, {plan.Machine.Cpus} vCPU, {MemorySize.Format(Memory)}");
+        var screen = new DemoScreen();
+        FinishedRun finished = await GuestRun.ExecuteAsync(host, plan, screen, run => screen.ShowAsync(run, host)).ConfigureAwait(false);
+        FailureText.Write(finished, host.Error);
+
+        IAnsiConsole console = AnsiConsole.Create(new AnsiConsoleSettings
+        {
+            Out = new AnsiConsoleOutput(host.Text),
+            Ansi = host.TextIsTerminal ? AnsiSupport.Detect : AnsiSupport.No,
+        });
+        DemoReport.Write(finished.Report, console);
+        console.Write(new Text(
+            "\nNext: boot a kernel of your own, and keep the figures:\n"
+            + $"  ./dmp run --kernel {images.Kernel} --initrd {images.Initrd} --cmdline 'console=ttyS0' --report report.json\n"
+            + "  ./dmp probe      what this host's KVM can do, and what an exit costs here\n"));
+        return ExitCodes.Of(finished.Result.Outcome);
+    }
+}
