@@ -76,7 +76,7 @@ internal static class CommandLine
     {
         Command command = parsed.CommandResult.Command;
         string help = command == root ? "dmp --help" : $"dmp {command.Name} --help";
-        string problem = (command == root, parsed.UnmatchedTokens.FirstOrDefault()) switch
+        string problem = (command == root, parsed.UnmatchedTokens is [var first, ..] ? first : null) switch
         {
             (true, null) => "no verb is given",
             (true, { } verb) => $"unknown verb '{verb}'",

@@ -1,4 +1,3 @@
-using Dmp.Kvm;
 using Dmp.Kvm.Machine;
 using Dmp.Kvm.Probe;
 
@@ -61,8 +60,8 @@ internal sealed record HostEnvironment
             Debug = Environment.GetEnvironmentVariable("DMP_DEBUG") == "1",
             SettingsPath = File.Exists(settings) ? settings : Path.Combine(AppContext.BaseDirectory, "akka.hocon"),
             GuestBuildPath = Path.Combine(root, "guest", "build"),
-            CreateMachine = _ => throw new HostUnsupportedException("this build has no machine yet"),
-            Probe = () => throw new HostUnsupportedException("this build has no probe yet"),
+            CreateMachine = VirtualMachine.Create,
+            Probe = SubstrateProbe.Run,
         };
     }
 

@@ -13,13 +13,14 @@ using Dmp.Kvm.Symbols;
 namespace Dmp.Kvm.Machine;
 
 /// <summary>A machine on KVM, loaded with a kernel and ready to run.</summary>
-public sealed class VirtualMachine : IMachine
+public sealed class VirtualMachine : IMachine, IMachineFacts
 {
     private readonly List<IDisposable> owned = [];
     private readonly SharedMachine shared;
     private readonly Vcpu[] vcpus;
     private readonly SerialConsole console;
     private readonly BootState boot;
+    private readonly Substrate substrate;
     private readonly Lazy<KernelSymbols?> symbols;
 
     private VirtualMachine(MachineConfiguration configuration)
@@ -40,6 +41,7 @@ public sealed class VirtualMachine : IMachine
             MonitorImage.Write(monitor, configuration.Cpus);
             MapMemory(vm, memory, monitor);
             console = new SerialConsole();
+            substrate = Substrate.Measure(kvm);
             shared = Share(configuration, kvm, memory, monitor);
             vcpus = new Vcpu[configuration.Cpus];
             for (int index = 0; index < vcpus.Length; index++)
@@ -65,10 +67,30 @@ public sealed class VirtualMachine : IMachine
     public ISerialConsole Console => console;
 
     /// <summary>Identity of the kernel: build id, or hash of the image.</summary>
-    public string KernelId => boot.BuildId;
+    public string? KernelId => boot.BuildId;
 
     /// <summary>The vCPUs with what specs need of them.</summary>
     internal IReadOnlyList<Vcpu> InternalVcpus => vcpus;
+
+    /// <inheritdoc/>
+    public HostFacts Host => new()
+    {
+        Cpl0 = substrate.MonitorEmulated ? "emulated" : "native",
+        HostPageTableWrites = substrate.HostRemovalsSeen ? "seen" : "unseen",
+        ExitMicroseconds = substrate.ExitMicroseconds,
+        Strategies = SubstrateProbe.Strategies(substrate),
+    };
+
+    /// <inheritdoc/>
+    public IReadOnlyDictionary<ushort, long> UnownedPorts
+    {
+        get
+        {
+            List<UnownedPort> ports = [];
+            shared.Chipset.Ports.SnapshotUnowned(ports);
+            return ports.ToDictionary(port => port.Port, port => (long)port.Reads + port.Writes);
+        }
+    }
 
     /// <summary>What the vCPUs share, for specs.</summary>
     internal SharedMachine Shared => shared;
@@ -135,7 +157,6 @@ public sealed class VirtualMachine : IMachine
     private SharedMachine Share(
         MachineConfiguration configuration, KvmSystem kvm, GuestMemory memory, MappedMemory monitor)
     {
-        Substrate substrate = Substrate.Measure(kvm);
         if (!substrate.HostFillsSeen)
         {
             throw new HostUnsupportedException(
