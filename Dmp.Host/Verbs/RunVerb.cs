@@ -46,6 +46,11 @@ internal static class RunVerb
         Option<ushort?> debugExit = OptionParsers.Port("--debug-exit", "A guest write of V to this port exits with (V << 1) | 1");
         debugExit.HelpName = "PORT";
 
+        var audit = new Option<bool>("--audit")
+        {
+            Description = "Compare the shadow page tables with the guest's own from time to time; a difference ends the run (exit code 70)",
+        };
+
         // Known by name, so that who asks for them learns why they are not there.
         var journal = new Option<string?>("--journal") { Hidden = true };
         var noReplay = new Option<bool>("--no-replay") { Hidden = true };
@@ -53,7 +58,7 @@ internal static class RunVerb
 
         var command = new Command("run", "Run a guest; its serial console is on stdin and stdout (Ctrl-a x ends it)")
         {
-            kernel, initrd, cmdline, cpus, memory, mode, report, timeout, until, debugExit, journal, noReplay, trace,
+            kernel, initrd, cmdline, cpus, memory, mode, report, timeout, until, debugExit, audit, journal, noReplay, trace,
         };
         command.Validators.Add(result =>
         {
@@ -89,6 +94,7 @@ internal static class RunVerb
                 Cpus = parsed.GetValue(cpus),
                 MemoryBytes = parsed.GetResult(memory) is null ? DefaultMemory : parsed.GetValue(memory),
                 DebugExitPort = parsed.GetValue(debugExit),
+                Audit = parsed.GetValue(audit),
             },
             Mode = TrapMode,
             Until = parsed.GetValue(until),

@@ -23,7 +23,9 @@ public sealed record MachineConfiguration
     /// <summary>Port of the debug-exit device, or null for none.</summary>
     public ushort? DebugExitPort { get; init; }
 
-    /// <summary>Whether every flush and fill is audited against the guest's tables (slow; for specs and soaks).</summary>
+    /// <summary>
+    /// Whether the virtual TLB is compared with the guest's page tables from time to time; a difference ends the run as an own failure.
+    /// </summary>
     public bool Audit { get; init; }
 }
 

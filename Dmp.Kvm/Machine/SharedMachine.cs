@@ -30,6 +30,9 @@ internal sealed record SharedMachine
 
     internal required UnownedMsrs UnownedMsrs { get; init; }
 
+    /// <summary>Whether each vCPU compares its TLB with the guest's tables from time to time.</summary>
+    internal required bool Audit { get; init; }
+
     /// <summary>Whether the hardware walks the shadow tables itself, so that changes need a TLB flush.</summary>
     internal required bool HardwareWalksTables { get; init; }
 }

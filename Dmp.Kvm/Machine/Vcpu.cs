@@ -35,6 +35,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
     private readonly GuestAccess access;
     private readonly VirtualTlb tlb;
     private readonly MemoryFaults faults;
+    private readonly TlbAudit? audit;
     private readonly InstructionFetcher fetcher;
     private readonly Chipset chipset;
     private readonly ulong frameOffset;
@@ -68,6 +69,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
         events = new EventDelivery(kvm, state, access);
         fetcher = new InstructionFetcher(access);
         faults = new MemoryFaults(machine.Memory, machine.Code, state, tlb, access);
+        audit = machine.Audit ? new TlbAudit(machine.Memory, machine.Code, state, tlb) : null;
         context = new EmulationContext
         {
             Index = index,
@@ -104,8 +106,8 @@ internal sealed class Vcpu : IVcpu, IDisposable
     /// <summary>The TLB, for counters and audits.</summary>
     internal VirtualTlb Tlb => tlb;
 
-    /// <summary>The fault path, for its audit.</summary>
-    internal MemoryFaults Faults => faults;
+    /// <summary>The audit of the TLB, when the machine has it switched on.</summary>
+    internal TlbAudit? Audit => audit;
 
     /// <summary>Called before each emulated instruction; specs throw from it.</summary>
     internal Action? BeforeEmulation { get; set; }
@@ -201,6 +203,11 @@ internal sealed class Vcpu : IVcpu, IDisposable
     /// <summary>The guest's registers are in place but for what is ours: segments, root, forced flags.</summary>
     private void LoadRealRegisters()
     {
+        if (state.UserMode)
+        {
+            audit?.Sample();
+        }
+
         real.Load(state, tlb.Root(state.UserMode), faults.Stepping);
     }
 

@@ -132,6 +132,11 @@ public sealed class VirtualMachine : IMachine, IMachineFacts
             throw new UnusableInputException($"--cpus {configuration.Cpus}: a machine has 1 to {MachineLayout.MaximumVcpus} CPUs.");
         }
 
+        if (configuration.Cpus > 1)
+        {
+            throw new UnusableInputException($"--cpus {configuration.Cpus}: this version runs one CPU; use --cpus 1.");
+        }
+
         const ulong Smallest = 16UL << 20;
         if (configuration.MemoryBytes is < Smallest or > MachineLayout.MaximumRam
             || configuration.MemoryBytes % Paging.LargePageSize != 0)
@@ -185,6 +190,7 @@ public sealed class VirtualMachine : IMachine, IMachineFacts
             Control = control,
             ParavirtualClock = new ParavirtualClock(memory, clock),
             UnownedMsrs = new UnownedMsrs(),
+            Audit = configuration.Audit,
             HardwareWalksTables = substrate.HostRemovalsSeen,
         };
     }

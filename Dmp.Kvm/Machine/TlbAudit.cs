@@ -1,0 +1,85 @@
+using System.Globalization;
+using Dmp.Kvm.CodeScan;
+using Dmp.Kvm.Cpu;
+using Dmp.Kvm.Memory;
+
+namespace Dmp.Kvm.Machine;
+
+/// <summary>
+/// Compares the virtual TLB with the guest's page tables, when the guest returns to user code: by then an operating system has flushed
+/// what it changed in the current address space. An entry may be missing, or left over where the guest maps nothing any more and has
+/// not flushed yet (kernels unmap lazily); it must never lead to another frame or allow more than the guest does.
+/// </summary>
+internal sealed class TlbAudit(GuestMemory memory, CodePages code, CpuState state, VirtualTlb tlb)
+{
+    private const int Period = 512;
+
+    private int calls;
+
+    /// <summary>Comparisons made.</summary>
+    internal long Checks { get; private set; }
+
+    /// <summary>Entries compared.</summary>
+    internal long Entries { get; private set; }
+
+    /// <summary>Compares from time to time; called at each entry to user code.</summary>
+    /// <exception cref="InvalidOperationException">An entry allows what the guest's tables do not.</exception>
+    internal void Sample()
+    {
+        if (++calls % Period == 0)
+        {
+            Check(userView: true);
+            Check(userView: false);
+            Checks++;
+        }
+    }
+
+    private void Check(bool userView) => tlb.VisitLeaves(userView, (address, entry, level) =>
+    {
+        Entries++;
+        string? problem = Problem(userView, address, entry, level);
+        if (problem != null)
+        {
+            throw new InvalidOperationException(string.Create(
+                CultureInfo.InvariantCulture,
+                $"audit: the {(userView ? "user" : "kernel")} view at 0x{address:x} has entry 0x{entry:x} (level {level}): {problem}"));
+        }
+    });
+
+    private string? Problem(bool userView, ulong address, ulong entry, int level)
+    {
+        PageEntry bits = (PageEntry)entry;
+        ulong frame = (entry & Paging.FrameMask) >> Paging.PageShift;
+        bool writable = bits.HasFlag(PageEntry.Writable);
+        bool executable = !bits.HasFlag(PageEntry.NoExecute);
+        if (writable && (level == 1 ? code.Contains(frame) : code.AnyInLargePage(frame)))
+        {
+            return "scanned code is writable";
+        }
+
+        Translation guest = PageWalk.Translate(memory, state.Paging, address, PageAccess.Probe);
+        if (!guest.Allowed)
+        {
+            return null;
+        }
+
+        if (guest.Address.Frame != frame)
+        {
+            return string.Create(CultureInfo.InvariantCulture, $"the guest maps frame 0x{guest.Address.Frame:x}");
+        }
+
+        if (userView && !guest.User)
+        {
+            return "the page is the supervisor's";
+        }
+
+        if (writable && !(guest.Writable && guest.Dirty))
+        {
+            return "the guest's page is read-only, or not dirty yet";
+        }
+
+        return executable && (!guest.Executable || (!guest.User && !code.Contains(frame)))
+            ? "it is executable, and the guest's page is not, or was not scanned"
+            : null;
+    }
+}
