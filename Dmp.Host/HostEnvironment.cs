@@ -1,6 +1,5 @@
 using Dmp.Actors.Logging;
 using Dmp.Host.Terminal;
-using Dmp.Kvm;
 using Dmp.Kvm.Machine;
 using Dmp.Kvm.Probe;
 using Spectre.Console;
@@ -76,8 +75,8 @@ internal sealed record HostEnvironment
             Debug = Environment.GetEnvironmentVariable("DMP_DEBUG") == "1",
             SettingsPath = File.Exists(settings) ? settings : Path.Combine(AppContext.BaseDirectory, "akka.hocon"),
             GuestBuildPath = Path.Combine(root, "guest", "build"),
-            CreateMachine = _ => throw new HostUnsupportedException("this build has no machine yet"),
-            Probe = () => throw new HostUnsupportedException("this build has no probe yet"),
+            CreateMachine = VirtualMachine.Create,
+            Probe = SubstrateProbe.Run,
         };
     }
 

@@ -1,9 +1,25 @@
 namespace Dmp.Kvm;
 
-/// <summary>What the user gave cannot be used: a file is missing, is not a kernel, memory is too small.</summary>
-/// <param name="message">One line that says what is wrong and what to do about it.</param>
-public sealed class UnusableInputException(string message) : Exception(message);
+/// <summary>The user's input cannot be used. The message is one line: what, why, what to do.</summary>
+public class UnusableInputException : Exception
+{
+    /// <summary>Creates the error.</summary>
+    /// <param name="message">One line for the user.</param>
+    /// <param name="innerException">The cause, if it was another error.</param>
+    public UnusableInputException(string message, Exception? innerException = null)
+        : base(message, innerException)
+    {
+    }
+}
 
-/// <summary>This host cannot run a machine: no /dev/kvm, no permission, an API that is too old.</summary>
-/// <param name="message">One line that says what is missing and how to get it.</param>
-public sealed class HostUnsupportedException(string message) : Exception(message);
+/// <summary>This host cannot run a machine. The message is one line: what is missing, how to get it.</summary>
+public class HostUnsupportedException : Exception
+{
+    /// <summary>Creates the error.</summary>
+    /// <param name="message">One line for the user.</param>
+    /// <param name="innerException">The cause, if it was another error.</param>
+    public HostUnsupportedException(string message, Exception? innerException = null)
+        : base(message, innerException)
+    {
+    }
+}

@@ -9,7 +9,7 @@ public interface IPortDevice
     /// <summary>Reads from a port.</summary>
     /// <param name="port">The absolute port number, within the range the device was registered for.</param>
     /// <param name="size">1, 2 or 4 bytes.</param>
-    /// <returns>The value, zero-extended.</returns>
+    /// <returns>The value; the bus cuts it to the size.</returns>
     uint Read(ushort port, int size);
 
     /// <summary>Writes to a port.</summary>
@@ -25,7 +25,7 @@ public interface IMmioDevice
     /// <summary>Reads a register.</summary>
     /// <param name="offset">Bytes from the start of the device's window.</param>
     /// <param name="size">1, 2, 4 or 8 bytes.</param>
-    /// <returns>The value, zero-extended.</returns>
+    /// <returns>The value; the bus cuts it to the size.</returns>
     ulong Read(ulong offset, int size);
 
     /// <summary>Writes a register.</summary>
@@ -66,13 +66,15 @@ public interface IMachineControl
     void DebugExit(uint value);
 
     /// <summary>
-    /// A vCPU has (or may have) a new interrupt to take: makes it look, out of guest code or out of a halt. Any thread.
+    /// A vCPU has (or may have) a new interrupt to take: makes it look, out of guest code or out of a halt. Any thread, also one
+    /// that holds device locks; must not call back into a device.
     /// </summary>
     /// <param name="vcpu">Index of the vCPU.</param>
     void Kick(int vcpu);
 
     /// <summary>
-    /// Arranges for <see cref="Kick"/> of the vCPU at a time, replacing what was arranged for it before. Any thread.
+    /// Arranges for <see cref="Kick"/> of the vCPU at a time, replacing what was arranged for it before. One kick: an arrangement is
+    /// spent when its time has come, and is not taken back then. Any thread; must not call back into a device.
     /// </summary>
     /// <param name="vcpu">Index of the vCPU.</param>
     /// <param name="nanoseconds">Time on <see cref="IClock.Nanoseconds"/>, or <see cref="long.MaxValue"/> for never.</param>
@@ -84,4 +86,24 @@ public interface IConsoleOutput
 {
     /// <summary>Takes one byte that the guest wrote. Called on a vCPU thread: must not block nor allocate.</summary>
     void Put(byte value);
+}
+
+/// <summary>Where a serial port's input comes from.</summary>
+public interface IConsoleInput
+{
+    /// <summary>Takes the next byte typed at the host. Called on any thread, one at a time: must not block nor allocate.</summary>
+    /// <returns>Whether there was one.</returns>
+    bool TryTake(out byte value);
+}
+
+/// <summary>
+/// A device whose state is touched from outside its bus too (a timer, an interrupt line, the host's keyboard). It brings its own
+/// lock: the buses hold it around each call, and the device takes it at its other entries. A device may raise interrupt lines and
+/// set timers while it holds its lock; interrupt controllers and timers never call back, so the order is always
+/// device, interrupt controller, timer queue.
+/// </summary>
+public interface ISharedDevice
+{
+    /// <summary>The lock around the device's state.</summary>
+    Lock Gate { get; }
 }

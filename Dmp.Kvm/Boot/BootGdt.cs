@@ -1,0 +1,42 @@
+using System.Buffers.Binary;
+using Dmp.Kvm.Memory;
+
+namespace Dmp.Kvm.Boot;
+
+/// <summary>The GDT of the 64-bit boot protocol: __BOOT_CS at 0x10, __BOOT_DS at 0x18, both flat.</summary>
+internal static class BootGdt
+{
+    private const SegmentDescriptor Flat =
+        SegmentDescriptor.FullLimit | SegmentDescriptor.Granular | SegmentDescriptor.Present
+        | SegmentDescriptor.CodeOrData | SegmentDescriptor.Accessed | SegmentDescriptor.ReadableOrWritable;
+
+    private const SegmentDescriptor Code = Flat | SegmentDescriptor.Executable | SegmentDescriptor.Long;
+    private const SegmentDescriptor Data = Flat | SegmentDescriptor.Big;
+
+    /// <summary>Writes it.</summary>
+    /// <returns>Its limit.</returns>
+    public static ushort Write(IGuestRam ram)
+    {
+        const int size = BootLayout.DataSelector + sizeof(ulong);
+        Span<byte> table = ram.Slice(BootLayout.Gdt, size);
+        table.Clear();
+        BinaryPrimitives.WriteUInt64LittleEndian(table[BootLayout.CodeSelector..], (ulong)Code);
+        BinaryPrimitives.WriteUInt64LittleEndian(table[BootLayout.DataSelector..], (ulong)Data);
+        return size - 1;
+    }
+
+    /// <summary>Bits of a code or data segment descriptor (AMD APM vol. 2, 4.7 and 4.8).</summary>
+    [Flags]
+    private enum SegmentDescriptor : ulong
+    {
+        FullLimit = 0x000F_0000_0000_FFFF,
+        Accessed = 1UL << 40,
+        ReadableOrWritable = 1UL << 41,
+        Executable = 1UL << 43,
+        CodeOrData = 1UL << 44,
+        Present = 1UL << 47,
+        Long = 1UL << 53,
+        Big = 1UL << 54,
+        Granular = 1UL << 55,
+    }
+}

@@ -1,0 +1,164 @@
+using Iced.Intel;
+
+namespace Dmp.Kvm.CodeScan;
+
+/// <summary>What a page's bytes are known to hold before a scan.</summary>
+/// <param name="PageStart">Where the page begins in the window.</param>
+/// <param name="PageLength">Bytes of the page in the window.</param>
+/// <param name="Boundary">
+/// Offset in the window where an instruction begins for certain: RIP of the fetch. It may lie before the page, when the instruction
+/// reaches into it.
+/// </param>
+/// <param name="SureStart">Offset in the window where another instruction begins for certain (how the page before ended), or -1.</param>
+internal readonly record struct ScanRequest(int PageStart, int PageLength, int Boundary, int SureStart);
+
+/// <summary>
+/// Finds the silent sensitive instructions of a page of code by linear sweep. From the fetched address on the instruction boundaries
+/// are certain. Before it they are inferred: x86 code resynchronizes within a few instructions, so sweeps from several starting points
+/// before the page agree; an instruction counts when most of the sweeps that arrive exactly at the fetched address went through it.
+/// Pure.
+/// </summary>
+internal sealed class CodeScanner
+{
+    private const int CandidateStarts = 16;
+    private const int LongestInstruction = 15;
+
+    private readonly WindowReader reader = new();
+    private readonly Decoder decoder;
+
+    internal CodeScanner() => decoder = Decoder.Create(64, reader);
+
+    /// <summary>Scans a page.</summary>
+    /// <param name="window">Some bytes before the page, the page, and some after it.</param>
+    /// <param name="request">What is known.</param>
+    /// <param name="found">Receives the offsets, relative to the page, where silent instructions begin; cleared first.</param>
+    /// <returns>How many bytes of the last instruction lie beyond the page.</returns>
+    internal int Scan(ReadOnlySpan<byte> window, in ScanRequest request, List<int> found)
+    {
+        found.Clear();
+        reader.Load(window);
+        if (request.Boundary > request.PageStart)
+        {
+            ScanBefore(request, found);
+        }
+
+        return ScanAfter(request, found);
+    }
+
+    private int ScanAfter(in ScanRequest request, List<int> found)
+    {
+        int end = request.PageStart + request.PageLength;
+        int at = request.Boundary;
+        while (at < end)
+        {
+            int length = Decode(at, out bool silent);
+            if (silent && at >= request.PageStart)
+            {
+                found.Add(at - request.PageStart);
+            }
+
+            at += length;
+        }
+
+        return at - end;
+    }
+
+    private void ScanBefore(in ScanRequest request, List<int> found)
+    {
+        if (request.SureStart >= 0 && request.SureStart <= request.Boundary
+            && Arrives(request.SureStart, request.Boundary))
+        {
+            for (int at = request.SureStart; at < request.Boundary;)
+            {
+                int length = Decode(at, out bool silent);
+                if (silent && at >= request.PageStart)
+                {
+                    found.Add(at - request.PageStart);
+                }
+
+                at += length;
+            }
+
+            return;
+        }
+
+        Vote(request, found);
+    }
+
+    private void Vote(in ScanRequest request, List<int> found)
+    {
+        Span<byte> votes = stackalloc byte[request.Boundary];
+        votes.Clear();
+        int voters = 0;
+        for (int start = 0; start < Math.Min(CandidateStarts, request.Boundary); start++)
+        {
+            if (!Arrives(start, request.Boundary))
+            {
+                continue;
+            }
+
+            voters++;
+            for (int at = start; at < request.Boundary;)
+            {
+                int length = Decode(at, out bool silent);
+                votes[at] += (byte)(silent ? 1 : 0);
+                at += length;
+            }
+        }
+
+        for (int at = request.PageStart; at < request.Boundary; at++)
+        {
+            if (votes[at] * 2 > voters)
+            {
+                found.Add(at - request.PageStart);
+            }
+        }
+    }
+
+    private bool Arrives(int start, int boundary)
+    {
+        int at = start;
+        while (at < boundary)
+        {
+            at += Decode(at, out _);
+        }
+
+        return at == boundary;
+    }
+
+    /// <summary>Decodes one instruction; bytes that are none count as one byte, as a disassembler would go on.</summary>
+    private int Decode(int offset, out bool silent)
+    {
+        reader.Position = offset;
+        decoder.Decode(out Instruction instruction);
+        if (instruction.IsInvalid)
+        {
+            silent = false;
+            return 1;
+        }
+
+        silent = SilentInstructions.IsSilent(instruction);
+        return Math.Min(instruction.Length, LongestInstruction);
+    }
+
+    private sealed class WindowReader : CodeReader
+    {
+        private byte[] bytes = [];
+        private int length;
+
+        internal int Position { get; set; }
+
+        internal void Load(ReadOnlySpan<byte> window)
+        {
+            if (bytes.Length < window.Length)
+            {
+                bytes = new byte[window.Length];
+            }
+
+            window.CopyTo(bytes);
+            length = window.Length;
+        }
+
+        public override int ReadByte() => Position < length ? bytes[Position++] : -1;
+    }
+}

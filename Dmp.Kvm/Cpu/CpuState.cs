@@ -1,0 +1,71 @@
+namespace Dmp.Kvm.Cpu;
+
+/// <summary>
+/// What the guest believes about one CPU, as far as it differs from the real registers: privilege, interrupt flag, control registers,
+/// descriptor tables, system MSRs. The general registers, FS and GS bases and the arithmetic flags are the real ones. Belongs to the
+/// vCPU's thread.
+/// </summary>
+internal sealed class CpuState
+{
+    internal const ushort NullSelector = 0;
+
+    /// <summary>Value of IA32_PAT after reset (AMD APM vol. 2, 7.8.2).</summary>
+    private const ulong PatAtReset = 0x0007_0406_0007_0406;
+
+    /// <summary>Virtual CPL: 0 or 3.</summary>
+    internal int Cpl;
+
+    /// <summary>Virtual IF.</summary>
+    internal bool InterruptFlag;
+
+    /// <summary>Virtual IOPL, as the two bits stand in RFLAGS.</summary>
+    internal ulong IoPrivilege;
+
+    internal ulong Cr0 = (ulong)(Cpu.Cr0.ProtectionEnable | Cpu.Cr0.ExtensionType | Cpu.Cr0.NumericError | Cpu.Cr0.Paging);
+    internal ulong Cr2;
+    internal ulong Cr3;
+    internal Cr4 Cr4 = Cr4.PhysicalAddressExtension;
+    internal Efer Efer = Efer.LongModeEnable | Efer.LongModeActive;
+
+    internal ulong GdtBase;
+    internal ushort GdtLimit;
+    internal ulong IdtBase;
+    internal ushort IdtLimit;
+    internal ushort LdtSelector;
+    internal ushort TaskSelector;
+    internal ulong TaskBase;
+    internal uint TaskLimit;
+
+    internal ushort CodeSelector;
+    internal ushort StackSelector;
+
+    internal ulong Star;
+    internal ulong LongStar;
+    internal ulong CompatibilityStar;
+    internal ulong SyscallMask;
+    internal ulong KernelGsBase;
+    internal ulong TscAux;
+    internal ulong Pat = PatAtReset;
+    internal ulong SysenterCs;
+    internal ulong SysenterEsp;
+    internal ulong SysenterEip;
+    internal ulong MiscEnable;
+    internal ulong Xcr0 = 1;
+    internal ulong KvmSystemTime;
+
+    internal readonly ulong[] DebugAddress = new ulong[4];
+    internal ulong Dr6 = (ulong)Cpu.Dr6.Fixed;
+    internal ulong Dr7 = Dr7AtReset;
+
+    private const ulong Dr7AtReset = 0x400;
+
+    /// <summary>Whether the guest runs its user code.</summary>
+    internal bool UserMode => Cpl == 3;
+
+    /// <summary>The paging mode for walks of the guest's tables.</summary>
+    internal Memory.PagingMode Paging => new(
+        Cr3,
+        (Cr0 & (ulong)Cpu.Cr0.WriteProtect) != 0,
+        (Efer & Efer.NoExecuteEnable) != 0,
+        (Cr4 & Cr4.PageGlobal) != 0);
+}

@@ -1,0 +1,146 @@
+using System.Runtime.CompilerServices;
+using System.Runtime.InteropServices;
+
+namespace Dmp.Kvm.Interop;
+
+/// <summary>
+/// A KVM vCPU and its shared kvm_run block. Registers and segment registers travel through the block in both directions
+/// (KVM_CAP_SYNC_REGS), which costs no ioctl. All members belong to the thread that runs the vCPU.
+/// </summary>
+internal sealed unsafe class KvmVcpu : IDisposable
+{
+    private const int XcrsSize = 392;
+    private const int XcrsFirstValue = 16;
+
+    private readonly int descriptor;
+    private readonly int mappingSize;
+    private readonly KvmRun* run;
+
+    internal KvmVcpu(int descriptor, int mappingSize)
+    {
+        this.descriptor = descriptor;
+        this.mappingSize = mappingSize;
+        nint mapping = Libc.Map(
+            0, (nuint)mappingSize, Libc.ProtectionRead | Libc.ProtectionWrite, Libc.MapShared, descriptor, 0);
+        if (mapping == -1)
+        {
+            KvmException error = KvmException.Last("mapping kvm_run", "Too little memory on the host.");
+            _ = Libc.Close(descriptor);
+            throw error;
+        }
+
+        run = (KvmRun*)mapping;
+        run->ValidRegs = KvmRun.SyncRegs | KvmRun.SyncSregs;
+        KvmSregs sregs;
+        Check(KvmRequest.GetSregs, &sregs);
+        run->Sregs = sregs;
+    }
+
+    /// <summary>General registers: those of the last exit, or those for the next entry.</summary>
+    internal ref KvmRegs Regs => ref run->Regs;
+
+    /// <summary>Segment and control registers: those of the last exit, or those for the next entry.</summary>
+    internal ref KvmSregs Sregs => ref run->Sregs;
+
+    /// <summary>The block itself, to read an exit's details.</summary>
+    internal ref readonly KvmRun Exit => ref *run;
+
+    /// <summary>Runs guest code with <see cref="Regs"/> and <see cref="Sregs"/> as they stand.</summary>
+    /// <param name="loadRegisters">Whether the registers were changed; if not, the vCPU goes on exactly where it is.</param>
+    /// <returns>The reason, or <see cref="KvmExitReason.Interrupted"/> for EINTR and EAGAIN.</returns>
+    internal KvmExitReason Run(bool loadRegisters)
+    {
+        run->DirtyRegs = loadRegisters ? KvmRun.SyncRegs | KvmRun.SyncSregs : 0;
+        if (Libc.Ioctl(descriptor, (nuint)KvmRequest.Run, 0) >= 0)
+        {
+            return run->ExitReason;
+        }
+
+        int errno = Marshal.GetLastPInvokeError();
+        return errno is Libc.Eintr or Libc.Eagain
+            ? KvmExitReason.Interrupted
+            : throw new KvmException("KVM_RUN", errno, "The host's KVM refused to run the vCPU; see the host's kernel log.");
+    }
+
+    /// <summary>Sets the signals that stay blocked inside KVM_RUN.</summary>
+    internal void SetSignalMask(ulong blocked)
+    {
+        byte* argument = stackalloc byte[sizeof(uint) + Libc.KernelSignalSetSize];
+        *(uint*)argument = Libc.KernelSignalSetSize;
+        Unsafe.WriteUnaligned(argument + sizeof(uint), blocked);
+        Check(KvmRequest.SetSignalMask, argument);
+    }
+
+    /// <summary>Tells KVM what CPUID the guest has.</summary>
+    internal void SetCpuid(ReadOnlySpan<KvmCpuidEntry> entries)
+    {
+        byte[] buffer = new byte[8 + (entries.Length * sizeof(KvmCpuidEntry))];
+        fixed (byte* pointer = buffer)
+        {
+            *(uint*)pointer = (uint)entries.Length;
+            entries.CopyTo(new Span<KvmCpuidEntry>(pointer + 8, entries.Length));
+            Check(KvmRequest.SetCpuid2, pointer);
+        }
+    }
+
+    /// <summary>Writes one MSR.</summary>
+    /// <returns>Whether KVM took it.</returns>
+    internal bool TrySetMsr(uint index, ulong value)
+    {
+        byte* argument = stackalloc byte[8 + sizeof(KvmMsrEntry)];
+        new Span<byte>(argument, 8 + sizeof(KvmMsrEntry)).Clear();
+        *(uint*)argument = 1;
+        *(KvmMsrEntry*)(argument + 8) = new KvmMsrEntry { Index = index, Data = value };
+        return Libc.Ioctl(descriptor, (nuint)KvmRequest.SetMsrs, argument) == 1;
+    }
+
+    /// <summary>Reads one MSR.</summary>
+    /// <returns>Whether KVM knows it.</returns>
+    internal bool TryGetMsr(uint index, out ulong value)
+    {
+        byte* argument = stackalloc byte[8 + sizeof(KvmMsrEntry)];
+        new Span<byte>(argument, 8 + sizeof(KvmMsrEntry)).Clear();
+        *(uint*)argument = 1;
+        *(KvmMsrEntry*)(argument + 8) = new KvmMsrEntry { Index = index };
+        bool known = Libc.Ioctl(descriptor, (nuint)KvmRequest.GetMsrs, argument) == 1;
+        value = ((KvmMsrEntry*)(argument + 8))->Data;
+        return known;
+    }
+
+    /// <summary>Sets XCR0.</summary>
+    /// <returns>Whether KVM took it.</returns>
+    internal bool TrySetXcr0(ulong value)
+    {
+        byte* argument = stackalloc byte[XcrsSize];
+        new Span<byte>(argument, XcrsSize).Clear();
+        *(uint*)argument = 1;
+        Unsafe.WriteUnaligned(argument + XcrsFirstValue, value);
+        return Libc.Ioctl(descriptor, (nuint)KvmRequest.SetXcrs, argument) == 0;
+    }
+
+    /// <summary>The frequency of the guest's TSC in kHz, or 0 when KVM does not say.</summary>
+    internal int TscKilohertz() => Math.Max(0, Libc.Ioctl(descriptor, (nuint)KvmRequest.GetTscKhz, 0));
+
+    /// <summary>Whether an exception waits inside KVM to be delivered with the next entry.</summary>
+    internal bool HasPendingException()
+    {
+        KvmVcpuEvents events;
+        Check(KvmRequest.GetVcpuEvents, &events);
+        return events.ExceptionInjected != 0 || events.ExceptionPending != 0;
+    }
+
+    /// <inheritdoc/>
+    public void Dispose()
+    {
+        _ = Libc.Unmap((nint)run, (nuint)mappingSize);
+        _ = Libc.Close(descriptor);
+    }
+
+    private void Check(KvmRequest request, void* argument)
+    {
+        if (Libc.Ioctl(descriptor, (nuint)request, argument) < 0)
+        {
+            throw KvmException.Last($"KVM ioctl {request}", "Run ./dmp probe to see what this KVM can do.");
+        }
+    }
+}

@@ -1,0 +1,35 @@
+using Dmp.Kvm.CodeScan;
+using Dmp.Kvm.Cpu;
+using Dmp.Kvm.Devices;
+using Dmp.Kvm.Emulation;
+using Dmp.Kvm.Interop;
+using Dmp.Kvm.Memory;
+
+namespace Dmp.Kvm.Machine;
+
+/// <summary>What the vCPUs of a machine share. Immutable; each part says how it may be used by several threads.</summary>
+internal sealed record SharedMachine
+{
+    internal required GuestMemory Memory { get; init; }
+
+    internal required MappedMemory Monitor { get; init; }
+
+    internal required CodePages Code { get; init; }
+
+    internal required CpuidModel Cpuid { get; init; }
+
+    internal required KvmCpuidEntry[] SupportedCpuid { get; init; }
+
+    internal required IClock Clock { get; init; }
+
+    internal required Chipset Chipset { get; init; }
+
+    internal required MachineControl Control { get; init; }
+
+    internal required ParavirtualClock ParavirtualClock { get; init; }
+
+    internal required UnownedMsrs UnownedMsrs { get; init; }
+
+    /// <summary>Whether the hardware walks the shadow tables itself, so that changes need a TLB flush.</summary>
+    internal required bool HardwareWalksTables { get; init; }
+}

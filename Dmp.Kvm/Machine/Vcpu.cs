@@ -1,0 +1,578 @@
+using System.Diagnostics;
+using System.Globalization;
+using System.Text;
+using Dmp.Kvm.Cpu;
+using Dmp.Kvm.Devices;
+using Dmp.Kvm.Emulation;
+using Dmp.Kvm.Interop;
+using Dmp.Kvm.Memory;
+using Dmp.Kvm.Monitor;
+using Iced.Intel;
+
+namespace Dmp.Kvm.Machine;
+
+/// <summary>
+/// One virtual CPU: enters guest code, and handles each exit on the thread that called <see cref="Run"/>. From exit to entry nothing
+/// is allocated, logged or sent.
+/// </summary>
+internal sealed class Vcpu : IVcpu, IDisposable
+{
+    private const int ExceptionFrameWords = 5;
+    private const long KickRetryNanoseconds = 50_000;
+    private const long LongestHaltNanoseconds = 1_000_000_000;
+    private const int NoProgressLimit = 4096;
+    private const byte BreakpointOpcode = 0xCC;
+    private const int LastExits = 16;
+
+    private readonly SharedMachine machine;
+    private readonly KvmVcpu kvm;
+    private readonly RealRegisters real;
+    private readonly CpuState state = new();
+    private readonly EmulationContext context;
+    private readonly SensitiveInstructions emulator;
+    private readonly MmioInstructions mmio;
+    private readonly EventDelivery events;
+    private readonly GuestAccess access;
+    private readonly VirtualTlb tlb;
+    private readonly MemoryFaults faults;
+    private readonly InstructionFetcher fetcher;
+    private readonly Chipset chipset;
+    private readonly ulong frameOffset;
+    private readonly RecentExits recent = new(LastExits);
+
+    // Thread-safe by nature (signals); replaced only between two runs, and published with Volatile.
+    private KickSignal? signal;
+
+    // Set by any thread before it kicks; cleared by the vCPU's thread when it returns Paused.
+    private int pauseRequested;
+
+    private KvmRegs savedRegs;
+    private KvmSregs savedSregs;
+    private bool midGuest;
+    private bool interruptShadow;
+    private long leftGuest;
+    private int samePlace;
+    private ulong samePlaceRip;
+    private ulong breakpointGuessRip;
+
+    internal Vcpu(SharedMachine machine, KvmVm vm, int index)
+    {
+        this.machine = machine;
+        Index = index;
+        chipset = machine.Chipset;
+        kvm = vm.CreateVcpu(index);
+        kvm.SetCpuid(machine.SupportedCpuid);
+        ShadowProgram shadow = new(machine.Monitor, index, machine.HardwareWalksTables, RunMonitorCode);
+        tlb = new VirtualTlb(shadow, machine.Memory.FrameLimit, MonitorImage.Pml4Slot, MonitorImage.Pml4Entry);
+        access = new GuestAccess(machine.Memory, machine.Code, state, ReleaseCode);
+        events = new EventDelivery(kvm, state, access);
+        fetcher = new InstructionFetcher(access);
+        faults = new MemoryFaults(machine.Memory, machine.Code, state, tlb, access);
+        context = new EmulationContext
+        {
+            Index = index,
+            Vcpu = kvm,
+            State = state,
+            Access = access,
+            Memory = machine.Memory,
+            Tlb = tlb,
+            Events = events,
+            Chipset = chipset,
+            Cpuid = machine.Cpuid,
+            Clock = machine.Clock,
+            ParavirtualClock = machine.ParavirtualClock,
+            UnownedMsrs = machine.UnownedMsrs,
+        };
+        emulator = new SensitiveInstructions(context);
+        mmio = new MmioInstructions(context);
+        frameOffset = MachineLayout.VcpuBlock(index) + MachineLayout.StackTopOffset - (ExceptionFrameWords * sizeof(ulong));
+        real = new RealRegisters(kvm, index, machine.SupportedCpuid);
+    }
+
+    /// <inheritdoc/>
+    public int Index { get; }
+
+    /// <inheritdoc/>
+    public ExitTable Exits { get; } = new();
+
+    /// <summary>Virtual CPU state, for loading the boot state and for specs.</summary>
+    internal CpuState State => state;
+
+    /// <summary>Registers, for loading the boot state and for specs. Only while Run is not executing.</summary>
+    internal KvmVcpu Registers => kvm;
+
+    /// <summary>The TLB, for counters and audits.</summary>
+    internal VirtualTlb Tlb => tlb;
+
+    /// <summary>The fault path, for its audit.</summary>
+    internal MemoryFaults Faults => faults;
+
+    /// <summary>Called before each emulated instruction; specs throw from it.</summary>
+    internal Action? BeforeEmulation { get; set; }
+
+    /// <inheritdoc/>
+    public void RequestPause()
+    {
+        // The interlocked write orders the flag before the signal: a vCPU that takes the kick sees the request.
+        _ = Interlocked.Exchange(ref pauseRequested, 1);
+        Kick();
+    }
+
+    /// <summary>Takes the vCPU out of guest code or a halt, to look at what is new. Any thread.</summary>
+    internal void Kick() => Volatile.Read(ref signal)?.Send();
+
+    /// <summary>As <see cref="Kick"/>, at a time. Any thread.</summary>
+    internal void KickAt(long nanoseconds) => Volatile.Read(ref signal)?.SendAt(nanoseconds);
+
+    /// <inheritdoc/>
+    public VcpuStop Run()
+    {
+        using KickSignal own = new();
+        Volatile.Write(ref signal, own);
+        kvm.SetSignalMask(own.MaskInGuest);
+        chipset.LocalApics[Index].BindToCurrentThread();
+        leftGuest = Stopwatch.GetTimestamp();
+        RunTimers();
+        try
+        {
+            return Loop();
+        }
+        finally
+        {
+            Volatile.Write(ref signal, null);
+        }
+    }
+
+    /// <inheritdoc/>
+    public string DescribeState() => VcpuDescription.Describe(kvm, state, fetcher, recent, Exits);
+
+    /// <inheritdoc/>
+    public void Dispose() => kvm.Dispose();
+
+    private VcpuStop Loop()
+    {
+        while (true)
+        {
+            if (machine.Control.Stop is { } stop)
+            {
+                return stop;
+            }
+
+            if (!midGuest)
+            {
+                if (Interlocked.Exchange(ref pauseRequested, 0) != 0)
+                {
+                    return new VcpuStop.Paused();
+                }
+
+                if (!TryDeliverInterrupt())
+                {
+                    return TripleFault();
+                }
+
+                LoadRealRegisters();
+            }
+
+            KvmExitReason reason = EnterGuest();
+            VcpuStop? end = reason switch
+            {
+                KvmExitReason.Io => Dispatch(kvm.Exit.IoPort),
+                KvmExitReason.Interrupted => Interrupted(),
+                _ => HostTrouble(reason),
+            };
+            if (end != null)
+            {
+                return end;
+            }
+        }
+    }
+
+    private KvmExitReason EnterGuest()
+    {
+        long before = Stopwatch.GetTimestamp();
+        KvmExitReason reason = kvm.Run(loadRegisters: !midGuest);
+        long after = Stopwatch.GetTimestamp();
+        Exits.AddTime(before - leftGuest, after - before);
+        leftGuest = after;
+        midGuest = false;
+        return reason;
+    }
+
+    /// <summary>The guest's registers are in place but for what is ours: segments, root, forced flags.</summary>
+    private void LoadRealRegisters()
+    {
+        real.Load(state, tlb.Root(state.UserMode), faults.Stepping);
+    }
+
+    private VcpuStop? Dispatch(ushort port)
+    {
+        if (port == MachineLayout.SyscallPort)
+        {
+            // SYSCALL entered CPL 0: only RIP and the flags are not the guest's, and both are about to be set.
+            return SystemCall();
+        }
+
+        Span<ulong> frame = System.Runtime.InteropServices.MemoryMarshal.Cast<byte, ulong>(
+            machine.Monitor.Slice(frameOffset, ExceptionFrameWords * sizeof(ulong)));
+        ref KvmRegs regs = ref kvm.Regs;
+        regs.Rip = frame[0];
+        regs.Rflags = frame[2];
+        regs.Rsp = frame[3];
+        uint error = (uint)machine.Monitor.Word(frameOffset - sizeof(ulong));
+        ExceptionVector vector = (ExceptionVector)port;
+        recent.Add((byte)port, regs.Rip, kvm.Sregs.Cr2, error);
+        switch (vector)
+        {
+            case ExceptionVector.PageFault:
+                return PageFault(kvm.Sregs.Cr2, (PageFaultError)error);
+            case ExceptionVector.GeneralProtection:
+            case ExceptionVector.InvalidOpcode:
+                return Sensitive(new GuestFault(vector, error));
+            case ExceptionVector.Debug:
+                return Debug();
+            case ExceptionVector.DoubleFault:
+                throw new InvalidOperationException("a double fault inside the monitor");
+            default:
+                Exits.Count(ExitKind.GuestFault, regs.Rip);
+                return Reflect(new GuestFault(vector, error), vector is ExceptionVector.Breakpoint or ExceptionVector.Overflow
+                    ? EventSource.Software
+                    : EventSource.Hardware);
+        }
+    }
+
+    private VcpuStop? PageFault(ulong address, PageFaultError error)
+    {
+        ref KvmRegs regs = ref kvm.Regs;
+        if (address == MonitorImage.SyscallEntry && regs.Rip == address && state.UserMode)
+        {
+            // SYSCALL stayed at CPL 3 and could not fetch the monitor's entry.
+            return SystemCall();
+        }
+
+        faults.NoteGuestFlags(regs.Rflags);
+        MemoryFaultResult result = faults.Handle(address, error, regs.Rip);
+        Exits.Count(result.Kind, regs.Rip);
+        switch (result.Action)
+        {
+            case MemoryFaultAction.Retry:
+                return CheckProgress(regs.Rip);
+            case MemoryFaultAction.Reflect:
+                return Reflect(result.Fault);
+            default:
+                return Emulate(mmioAccess: true, default);
+        }
+    }
+
+    private VcpuStop? CheckProgress(ulong rip)
+    {
+        samePlace = rip == samePlaceRip ? samePlace + 1 : 0;
+        samePlaceRip = rip;
+        return samePlace < NoProgressLimit ? null : Failed("no progress: the same instruction faults again and again");
+    }
+
+    private VcpuStop? SystemCall()
+    {
+        Exits.Count(ExitKind.Syscall, kvm.Regs.Rcx);
+        return Finish(emulator.EnterSystemCall(), default, default);
+    }
+
+    private VcpuStop? Sensitive(in GuestFault fault) => Emulate(mmioAccess: false, fault);
+
+    private VcpuStop? Emulate(bool mmioAccess, in GuestFault fault)
+    {
+        BeforeEmulation?.Invoke();
+        ref KvmRegs regs = ref kvm.Regs;
+        bool found = fetcher.TryFetch(regs.Rip, state.CodeSelector == MonitorSegments.CompatibilityCodeSelector,
+            out Instruction instruction, out bool isTrap);
+        if (mmioAccess)
+        {
+            return found ? Finish(mmio.Execute(instruction), fault, instruction) : Failed("cannot read the instruction at RIP");
+        }
+
+        if (!found)
+        {
+            Exits.Count(ExitKind.GuestFault, regs.Rip);
+            return Reflect(fault);
+        }
+
+        // Counted before it runs: RIP is still the site, and an exception thrown on the way has its site on record.
+        ulong site = regs.Rip;
+        Outcome outcome = state.UserMode ? emulator.ExecuteForUser(instruction) : emulator.Execute(instruction);
+        Exits.Count(KindOf(outcome, instruction, isTrap), site);
+        return Finish(outcome, fault, instruction);
+    }
+
+    private static ExitKind KindOf(Outcome outcome, in Instruction instruction, bool isTrap)
+    {
+        if (isTrap)
+        {
+            return ExitKind.Silent;
+        }
+
+        return outcome switch
+        {
+            Outcome.NotSensitive => ExitKind.GuestFault,
+            Outcome.Halt => ExitKind.Halt,
+            _ => instruction.Mnemonic is Mnemonic.In or Mnemonic.Out or Mnemonic.Insb or Mnemonic.Insw or Mnemonic.Insd
+                or Mnemonic.Outsb or Mnemonic.Outsw or Mnemonic.Outsd
+                ? ExitKind.Io
+                : ExitKind.Privileged,
+        };
+    }
+
+    private VcpuStop? Finish(Outcome outcome, in GuestFault fault, in Instruction instruction)
+    {
+        switch (outcome)
+        {
+            case Outcome.Done:
+                kvm.Regs.Rip = instruction.NextIP;
+                interruptShadow = instruction.Mnemonic == Mnemonic.Sti;
+                return SingleStepped();
+            case Outcome.Jumped:
+                return null;
+            case Outcome.Fault:
+                return Reflect(context.Fault);
+            case Outcome.NotSensitive:
+                return Reflect(fault);
+            case Outcome.Halt:
+                kvm.Regs.Rip = instruction.NextIP;
+                return Halt();
+            case Outcome.Shutdown:
+                return TripleFault();
+            default:
+                return Failed($"cannot emulate this instruction: {instruction}");
+        }
+    }
+
+    /// <summary>An emulated instruction ended with TF set: the guest gets its #DB as if it had run natively.</summary>
+    private VcpuStop? SingleStepped()
+    {
+        if ((kvm.Regs.Rflags & (ulong)Rflags.Trap) == 0)
+        {
+            return null;
+        }
+
+        state.Dr6 |= (ulong)Dr6.SingleStep;
+        return Reflect(new GuestFault(ExceptionVector.Debug));
+    }
+
+    private VcpuStop? Debug()
+    {
+        ref KvmRegs regs = ref kvm.Regs;
+        if (faults.Stepping)
+        {
+            Exits.Count(ExitKind.CodeWrite, regs.Rip);
+            bool ours = faults.EndStep();
+            if (ours)
+            {
+                regs.Rflags &= ~(ulong)Rflags.Trap;
+                return null;
+            }
+        }
+
+        Exits.Count(ExitKind.GuestFault, regs.Rip);
+        if ((regs.Rflags & (ulong)Rflags.Trap) != 0)
+        {
+            state.Dr6 |= (ulong)Dr6.SingleStep;
+        }
+
+        return Reflect(new GuestFault(ExceptionVector.Debug));
+    }
+
+    private VcpuStop? Reflect(in GuestFault fault, EventSource source = EventSource.Hardware)
+    {
+        if (faults.Stepping && faults.EndStep())
+        {
+            kvm.Regs.Rflags &= ~(ulong)Rflags.Trap;
+        }
+
+        return events.DeliverFault(fault, source) ? null : TripleFault();
+    }
+
+    private bool TryDeliverInterrupt()
+    {
+        if (interruptShadow)
+        {
+            // STI holds interrupts off until the next instruction is over. Nothing tells when it is: look again very soon.
+            interruptShadow = false;
+            if (chipset.InterruptPending(Index))
+            {
+                KickAt(machine.Clock.Nanoseconds + KickRetryNanoseconds);
+            }
+
+            return true;
+        }
+
+        if (!state.InterruptFlag || faults.Stepping || !chipset.InterruptPending(Index)
+            || !chipset.TryAcknowledge(Index, out byte vector))
+        {
+            return true;
+        }
+
+        return events.DeliverInterrupt(vector);
+    }
+
+    /// <summary>HLT: waits for an interrupt without using the CPU.</summary>
+    private VcpuStop? Halt()
+    {
+        while (true)
+        {
+            if (state.InterruptFlag && chipset.InterruptPending(Index))
+            {
+                return null;
+            }
+
+            if (machine.Control.Stop != null || Volatile.Read(ref pauseRequested) != 0)
+            {
+                return StayHalted();
+            }
+
+            if (!state.InterruptFlag && NobodyCanWakeUs())
+            {
+                return Failed("the guest halted with interrupts disabled: it will never run again");
+            }
+
+            long before = Stopwatch.GetTimestamp();
+            signal!.Wait(LongestHaltNanoseconds);
+            leftGuest += Stopwatch.GetTimestamp() - before;
+            RunTimers();
+        }
+    }
+
+    /// <summary>With interrupts off only an NMI or INIT ends a halt, and only another CPU that runs sends one.</summary>
+    private bool NobodyCanWakeUs()
+    {
+        for (int other = 0; other < chipset.LocalApics.Count; other++)
+        {
+            if (other != Index && !chipset.LocalApics[other].IsWaitingForStartUp)
+            {
+                return false;
+            }
+        }
+
+        return true;
+    }
+
+    /// <summary>A pause or the end came during the halt: the vCPU stops at the HLT and will execute it again.</summary>
+    private VcpuStop? StayHalted()
+    {
+        kvm.Regs.Rip -= 1;
+        return null;
+    }
+
+    private void RunTimers()
+    {
+        chipset.RunDue(Index, machine.Clock.Nanoseconds);
+        KickAt(chipset.NextDeadline(Index));
+    }
+
+    private VcpuStop? Interrupted()
+    {
+        signal!.Consume();
+        Exits.Count(ExitKind.Kick, kvm.Regs.Rip);
+        if (!IsAtSafePoint())
+        {
+            // An exception is on its way into the monitor: go on exactly as it is, and look again very soon.
+            midGuest = true;
+            signal.SendAt(machine.Clock.Nanoseconds + KickRetryNanoseconds);
+            chipset.RunDue(Index, machine.Clock.Nanoseconds);
+            return null;
+        }
+
+        RunTimers();
+        return null;
+    }
+
+    /// <summary>
+    /// Whether the interrupted vCPU is between two guest instructions. It is not when KVM holds an exception, when a stub of the
+    /// monitor runs, or when RIP is behind an INT3 whose #BP KVM does not report.
+    /// </summary>
+    private bool IsAtSafePoint()
+    {
+        const int PrivilegeMask = 3;
+        if ((kvm.Sregs.Cs.Selector & PrivilegeMask) == 0 || kvm.HasPendingException())
+        {
+            return false;
+        }
+
+        ulong rip = kvm.Regs.Rip;
+        if (rip == MonitorImage.SyscallEntry)
+        {
+            return false;
+        }
+
+        Span<byte> before = stackalloc byte[1];
+        if (access.Fetch(rip - 1, before, out _) == 1 && before[0] == BreakpointOpcode && breakpointGuessRip != rip)
+        {
+            // The byte may be padding in front of a function: seen twice in a row at the same RIP, it was no #BP.
+            breakpointGuessRip = rip;
+            return false;
+        }
+
+        breakpointGuessRip = 0;
+        return true;
+    }
+
+    /// <summary>Runs monitor code at CPL 0 until its OUT; the guest's registers stay as they are.</summary>
+    private void RunMonitorCode(ulong address)
+    {
+        savedRegs = kvm.Regs;
+        savedSregs = kvm.Sregs;
+        real.LoadForMonitor(address, tlb.Root(userView: false), MonitorImage.StackTop(Index));
+        bool kicked = false;
+        bool first = true;
+        while (true)
+        {
+            KvmExitReason reason = kvm.Run(loadRegisters: first);
+            first = false;
+            if (reason == KvmExitReason.Io && kvm.Exit.IoPort == MachineLayout.ShadowProgramDonePort)
+            {
+                break;
+            }
+
+            if (reason != KvmExitReason.Interrupted)
+            {
+                throw new InvalidOperationException($"monitor code ended with {reason}, port {kvm.Exit.IoPort}");
+            }
+
+            signal?.Consume();
+            kicked = true;
+        }
+
+        kvm.Regs = savedRegs;
+        kvm.Sregs = savedSregs;
+        if (kicked)
+        {
+            // What the kick was for is looked at after the next entry, which this signal ends at once.
+            signal?.Send();
+        }
+    }
+
+    private void ReleaseCode(ulong frame) => faults.Release(frame);
+
+    private VcpuStop TripleFault() => Failed("triple fault: the guest's exception handlers cannot be reached");
+
+    private VcpuStop Failed(string what) => new VcpuStop.GuestFailed(
+        string.Create(CultureInfo.InvariantCulture, $"vCPU {Index} at 0x{kvm.Regs.Rip:x}: {what}"), DescribeState());
+
+    private VcpuStop? HostTrouble(KvmExitReason reason)
+    {
+        if (reason is KvmExitReason.Shutdown)
+        {
+            return Failed("triple fault outside the monitor");
+        }
+
+        StringBuilder text = new();
+        _ = text.Append(CultureInfo.InvariantCulture, $"KVM_RUN ended with {reason}");
+        if (reason == KvmExitReason.InternalError)
+        {
+            _ = text.Append(CultureInfo.InvariantCulture, $" (suberror {kvm.Exit.InternalSubError})");
+        }
+        else if (reason == KvmExitReason.FailEntry)
+        {
+            _ = text.Append(CultureInfo.InvariantCulture, $" (hardware reason 0x{kvm.Exit.HardwareReason:x})");
+        }
+
+        return Failed(text.ToString());
+    }
+}

@@ -1,0 +1,212 @@
+using System.Globalization;
+using Dmp.Kvm.Boot;
+using Dmp.Kvm.CodeScan;
+using Dmp.Kvm.Cpu;
+using Dmp.Kvm.Devices;
+using Dmp.Kvm.Emulation;
+using Dmp.Kvm.Interop;
+using Dmp.Kvm.Memory;
+using Dmp.Kvm.Monitor;
+using Dmp.Kvm.Probe;
+using Dmp.Kvm.Symbols;
+
+namespace Dmp.Kvm.Machine;
+
+/// <summary>A machine on KVM, loaded with a kernel and ready to run.</summary>
+public sealed class VirtualMachine : IMachine, IMachineFacts
+{
+    private readonly List<IDisposable> owned = [];
+    private readonly SharedMachine shared;
+    private readonly Vcpu[] vcpus;
+    private readonly SerialConsole console;
+    private readonly BootState boot;
+    private readonly Substrate substrate;
+    private readonly Lazy<KernelSymbols?> symbols;
+
+    private VirtualMachine(MachineConfiguration configuration)
+    {
+        try
+        {
+            using KernelImage kernel = KernelImage.Open(configuration.KernelPath);
+            KvmSystem kvm = Own(KvmSystem.Open());
+            KvmVm vm = Own(kvm.CreateVm());
+            GuestMemory memory = Own(GuestMemory.Create(configuration.MemoryBytes));
+            boot = LinuxLoader.Load(memory, kernel, new BootRequest
+            {
+                CommandLine = configuration.CommandLine,
+                InitrdPath = configuration.InitrdPath,
+                Cpus = configuration.Cpus,
+            });
+            MappedMemory monitor = Own(MappedMemory.Create("dmp-monitor", MachineLayout.MonitorSize(configuration.Cpus)));
+            MonitorImage.Write(monitor, configuration.Cpus);
+            MapMemory(vm, memory, monitor);
+            console = new SerialConsole();
+            substrate = Substrate.Measure(kvm);
+            shared = Share(configuration, kvm, memory, monitor);
+            vcpus = new Vcpu[configuration.Cpus];
+            for (int index = 0; index < vcpus.Length; index++)
+            {
+                vcpus[index] = Own(new Vcpu(shared, vm, index));
+            }
+
+            shared.Control.Attach(vcpus);
+            EnterKernel(vcpus[0]);
+            symbols = new Lazy<KernelSymbols?>(() => KernelSymbols.Find(memory, boot));
+        }
+        catch
+        {
+            Dispose();
+            throw;
+        }
+    }
+
+    /// <inheritdoc/>
+    public IReadOnlyList<IVcpu> Vcpus => vcpus;
+
+    /// <inheritdoc/>
+    public ISerialConsole Console => console;
+
+    /// <summary>Identity of the kernel: build id, or hash of the image.</summary>
+    public string? KernelId => boot.BuildId;
+
+    /// <summary>The vCPUs with what specs need of them.</summary>
+    internal IReadOnlyList<Vcpu> InternalVcpus => vcpus;
+
+    /// <inheritdoc/>
+    public HostFacts Host => new()
+    {
+        Cpl0 = substrate.MonitorEmulated ? "emulated" : "native",
+        HostPageTableWrites = substrate.HostRemovalsSeen ? "seen" : "unseen",
+        ExitMicroseconds = substrate.ExitMicroseconds,
+        Strategies = SubstrateProbe.Strategies(substrate),
+    };
+
+    /// <inheritdoc/>
+    public IReadOnlyDictionary<ushort, long> UnownedPorts
+    {
+        get
+        {
+            List<UnownedPort> ports = [];
+            shared.Chipset.Ports.SnapshotUnowned(ports);
+            return ports.ToDictionary(port => port.Port, port => (long)port.Reads + port.Writes);
+        }
+    }
+
+    /// <summary>What the vCPUs share, for specs.</summary>
+    internal SharedMachine Shared => shared;
+
+    /// <summary>Makes a machine and loads its kernel.</summary>
+    /// <exception cref="UnusableInputException">The kernel, the RAM disk or the configuration cannot be used.</exception>
+    /// <exception cref="HostUnsupportedException">This host cannot run a machine.</exception>
+    public static VirtualMachine Create(MachineConfiguration configuration)
+    {
+        ArgumentNullException.ThrowIfNull(configuration);
+        Check(configuration);
+        return new VirtualMachine(configuration);
+    }
+
+    /// <summary>Names a guest address as symbol+offset; null when it is in none. Any thread.</summary>
+    public string? Symbol(ulong address)
+    {
+        lock (symbols)
+        {
+            return symbols.Value?.Describe(address);
+        }
+    }
+
+    /// <inheritdoc/>
+    public void Dispose()
+    {
+        for (int index = owned.Count - 1; index >= 0; index--)
+        {
+            owned[index].Dispose();
+        }
+
+        owned.Clear();
+    }
+
+    private static void Check(MachineConfiguration configuration)
+    {
+        if (configuration.Cpus is < 1 or > MachineLayout.MaximumVcpus)
+        {
+            throw new UnusableInputException($"--cpus {configuration.Cpus}: a machine has 1 to {MachineLayout.MaximumVcpus} CPUs.");
+        }
+
+        const ulong Smallest = 16UL << 20;
+        if (configuration.MemoryBytes is < Smallest or > MachineLayout.MaximumRam
+            || configuration.MemoryBytes % Paging.LargePageSize != 0)
+        {
+            throw new UnusableInputException(string.Create(
+                CultureInfo.InvariantCulture,
+                $"--memory of {configuration.MemoryBytes} bytes: give a multiple of 2M from 16M to {MachineLayout.MaximumRam >> 30}G."));
+        }
+    }
+
+    private static void MapMemory(KvmVm vm, GuestMemory memory, MappedMemory monitor)
+    {
+        ulong offset = 0;
+        foreach (GuestRamRange range in memory.Ranges)
+        {
+            vm.AddMemory(range.Start.Value, memory.Mapping, offset, range.Length);
+            offset += range.Length;
+        }
+
+        vm.AddMemory(MachineLayout.MonitorMachineBase, monitor, 0, monitor.Size);
+    }
+
+    private SharedMachine Share(
+        MachineConfiguration configuration, KvmSystem kvm, GuestMemory memory, MappedMemory monitor)
+    {
+        if (!substrate.HostFillsSeen)
+        {
+            throw new HostUnsupportedException(
+                "This KVM does not see page-table entries that the host makes present: Dmp cannot run here. See ./dmp probe.");
+        }
+
+        KvmCpuidEntry[] supported = kvm.SupportedCpuid();
+
+        // What user code executes natively must be what the guest's kernel believes in, or it does not save the registers it uses.
+        KvmCpuidEntry[] visible = substrate.UserCpuidIsHosts ? HostCpu.Cpuid() : supported;
+        ulong frequency = substrate.TscFrequency;
+        MachineClock clock = new(frequency, substrate.TscOffset);
+        MachineControl control = new();
+        const uint IntelEbx = 0x756E_6547; // "Genu"
+        bool intel = visible.Any(entry => entry.Function == 0 && entry.Ebx == IntelEbx);
+        return new SharedMachine
+        {
+            Memory = memory,
+            Monitor = monitor,
+            Code = new CodePages(memory),
+            Cpuid = new CpuidModel(visible, new CpuidConfiguration(configuration.Cpus, frequency, intel)),
+            SupportedCpuid = supported,
+            Clock = clock,
+            Chipset = new Chipset(
+                configuration.Cpus, clock, control, console, configuration.MemoryBytes, configuration.DebugExitPort),
+            Control = control,
+            ParavirtualClock = new ParavirtualClock(memory, clock),
+            UnownedMsrs = new UnownedMsrs(),
+            HardwareWalksTables = substrate.HostRemovalsSeen,
+        };
+    }
+
+    /// <summary>The 64-bit boot protocol: long mode, flat segments, interrupts off, RSI at the boot parameters.</summary>
+    private void EnterKernel(Vcpu vcpu)
+    {
+        CpuState state = vcpu.State;
+        state.Cr3 = boot.PageTableRoot.Value;
+        state.GdtBase = boot.GdtBase.Value;
+        state.GdtLimit = boot.GdtLimit;
+        state.CodeSelector = boot.CodeSelector;
+        state.StackSelector = boot.DataSelector;
+        vcpu.Registers.Regs.Rip = boot.Entry.Value;
+        vcpu.Registers.Regs.Rsi = boot.BootParameters.Value;
+        vcpu.Registers.Regs.Rsp = boot.StackTop.Value;
+    }
+
+    private T Own<T>(T part)
+        where T : IDisposable
+    {
+        owned.Add(part);
+        return part;
+    }
+}

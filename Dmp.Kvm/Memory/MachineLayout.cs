@@ -1,0 +1,93 @@
+namespace Dmp.Kvm.Memory;
+
+/// <summary>
+/// Every address of the machine that is ours to choose. Machine addresses are KVM's guest-physical ones; monitor addresses are
+/// virtual and valid in every shadow root.
+/// </summary>
+/// <remarks>
+/// The monitor is one region of machine memory: shared pages first (descriptor tables, stubs, static page tables), then one block a
+/// vCPU, then one pool of shadow tables a vCPU. It is mapped linearly at <see cref="MonitorBase"/>.
+/// </remarks>
+internal static class MachineLayout
+{
+    /// <summary>RAM below the hole for memory-mapped devices ends here at the latest.</summary>
+    internal const ulong LowRamLimit = 0xC000_0000;
+
+    /// <summary>RAM that does not fit below the hole begins here.</summary>
+    internal const ulong HighRamBase = 0x1_0000_0000;
+
+    /// <summary>The most RAM a machine can have.</summary>
+    internal const ulong MaximumRam = 32UL << 30;
+
+    /// <summary>Machine address of the monitor region, above all RAM.</summary>
+    internal const ulong MonitorMachineBase = 0x10_0000_0000;
+
+    /// <summary>
+    /// Virtual address of the monitor region: the hole that Linux reserves for hypervisors (Documentation/x86/x86_64/mm.rst), the
+    /// first of the negative half, supervisor-only.
+    /// </summary>
+    internal const ulong MonitorBase = 0xFFFF_8000_0000_0000;
+
+    /// <summary>Offset in the monitor region of the GDT.</summary>
+    internal const ulong GdtOffset = 0x0000;
+
+    /// <summary>Offset of the IDT.</summary>
+    internal const ulong IdtOffset = 0x1000;
+
+    /// <summary>Offset of the exception stubs.</summary>
+    internal const ulong StubsOffset = 0x2000;
+
+    /// <summary>Offset of the page that SYSCALL enters.</summary>
+    internal const ulong SyscallEntryOffset = 0x3000;
+
+    /// <summary>Offset of the monitor's own page-directory pointer table.</summary>
+    internal const ulong MonitorPdptOffset = 0x4000;
+
+    /// <summary>Offset of the monitor's own page directory: 2 MiB pages.</summary>
+    internal const ulong MonitorPdOffset = 0x5000;
+
+    /// <summary>Offset of the first vCPU's block.</summary>
+    internal const ulong VcpuBlocksOffset = 0x1_0000;
+
+    /// <summary>Bytes of a vCPU's block.</summary>
+    internal const ulong VcpuBlockSize = 0x1_0000;
+
+    /// <summary>Within a vCPU's block: its TSS.</summary>
+    internal const ulong TssOffset = 0x0000;
+
+    /// <summary>Within a vCPU's block: the end of its exception stack (it grows down from here).</summary>
+    internal const ulong StackTopOffset = 0x4000;
+
+    /// <summary>Within a vCPU's block: the code that changes shadow entries from inside the VM.</summary>
+    internal const ulong ShadowProgramOffset = 0x8000;
+
+    /// <summary>Bytes for that code.</summary>
+    internal const int ShadowProgramSize = 0x8000;
+
+    /// <summary>The most vCPUs a machine can have.</summary>
+    internal const int MaximumVcpus = 16;
+
+    /// <summary>Offset of the first pool of shadow tables.</summary>
+    internal const ulong ShadowPoolsOffset = 0x20_0000;
+
+    /// <summary>Shadow tables a vCPU has.</summary>
+    internal const int ShadowTablesPerVcpu = 2048;
+
+    /// <summary>Bytes of a vCPU's pool.</summary>
+    internal const ulong ShadowPoolSize = (ulong)ShadowTablesPerVcpu * Paging.PageSize;
+
+    /// <summary>The port that a vector's stub writes to is the vector itself; this one ends a shadow program.</summary>
+    internal const byte ShadowProgramDonePort = 0x40;
+
+    /// <summary>The port that the SYSCALL entry writes to, on a host where SYSCALL enters CPL 0.</summary>
+    internal const byte SyscallPort = 0x41;
+
+    /// <summary>Bytes of the monitor region for a number of vCPUs, rounded to its 2 MiB mappings.</summary>
+    internal static ulong MonitorSize(int vcpus) => ShadowPoolsOffset + ((ulong)vcpus * ShadowPoolSize);
+
+    /// <summary>Offset of a vCPU's block.</summary>
+    internal static ulong VcpuBlock(int vcpu) => VcpuBlocksOffset + ((ulong)vcpu * VcpuBlockSize);
+
+    /// <summary>Offset of a vCPU's pool of shadow tables.</summary>
+    internal static ulong ShadowPool(int vcpu) => ShadowPoolsOffset + ((ulong)vcpu * ShadowPoolSize);
+}

@@ -1,0 +1,206 @@
+namespace Dmp.Kvm.Memory;
+
+/// <summary>How the guest accesses memory.</summary>
+[Flags]
+public enum PageAccess
+{
+    /// <summary>A data read by supervisor code.</summary>
+    Read = 0,
+
+    /// <summary>A data write.</summary>
+    Write = 1 << 0,
+
+    /// <summary>By code at (virtual) CPL 3.</summary>
+    User = 1 << 1,
+
+    /// <summary>An instruction fetch.</summary>
+    Fetch = 1 << 2,
+
+    /// <summary>Only look: no accessed or dirty bit is set in the guest's entries.</summary>
+    Probe = 1 << 3,
+}
+
+/// <summary>The paging mode that a walk obeys.</summary>
+/// <param name="Cr3">The guest's CR3 (PCID and PWT/PCD bits are ignored).</param>
+/// <param name="WriteProtect">CR0.WP.</param>
+/// <param name="NoExecuteEnabled">EFER.NXE.</param>
+/// <param name="GlobalEnabled">CR4.PGE.</param>
+public readonly record struct PagingMode(ulong Cr3, bool WriteProtect, bool NoExecuteEnabled, bool GlobalEnabled);
+
+/// <summary>What a walk found.</summary>
+public readonly struct Translation
+{
+    /// <summary>Guest physical address of the byte asked for.</summary>
+    public GuestPhysicalAddress Address { get; init; }
+
+    /// <summary>Level of the leaf: 1 (4 KiB), 2 (2 MiB), 3 (1 GiB).</summary>
+    public int Level { get; init; }
+
+    /// <summary>R/W of all levels.</summary>
+    public bool Writable { get; init; }
+
+    /// <summary>U/S of all levels.</summary>
+    public bool User { get; init; }
+
+    /// <summary>No level forbids instruction fetches.</summary>
+    public bool Executable { get; init; }
+
+    /// <summary>G of the leaf, with CR4.PGE.</summary>
+    public bool Global { get; init; }
+
+    /// <summary>A of the leaf, before this walk.</summary>
+    public bool Accessed { get; init; }
+
+    /// <summary>D of the leaf.</summary>
+    public bool Dirty { get; init; }
+
+    /// <summary>Whether the walk reached a leaf and the access is allowed.</summary>
+    public bool Allowed { get; init; }
+
+    /// <summary>The error code of the page fault, when it is not.</summary>
+    public PageFaultError Error { get; init; }
+}
+
+/// <summary>
+/// Walks the guest's own 4-level tables as the processor does (AMD APM vol. 2, 5.3; Intel SDM vol. 3, 4.5 to 4.8). Pure but for the
+/// accessed and dirty bits, which are set with compare-exchange because another vCPU may change the entry.
+/// </summary>
+public static class PageWalk
+{
+    private const int TopLevel = 4;
+    private const ulong LargeFrameMask = Paging.FrameMask & ~(Paging.LargePageSize - 1);
+    private const ulong HugeFrameMask = Paging.FrameMask & ~(Paging.HugePageSize - 1);
+
+    // Physical addresses are 46 bits wide in the CPUID model's worst case; bits above 51 are ignored, MAXPHYADDR..51 are reserved.
+    private const ulong ReservedAddressBits = 0x000F_C000_0000_0000;
+
+    /// <summary>Translates an address.</summary>
+    /// <param name="memory">Guest RAM.</param>
+    /// <param name="mode">The paging mode.</param>
+    /// <param name="virtualAddress">A canonical address.</param>
+    /// <param name="access">The access to check.</param>
+    public static Translation Translate(GuestMemory memory, in PagingMode mode, ulong virtualAddress, PageAccess access)
+    {
+        ArgumentNullException.ThrowIfNull(memory);
+        PageFaultError error = ErrorOf(mode, access);
+        ulong table = mode.Cr3 & Paging.FrameMask;
+        bool writable = true;
+        bool user = true;
+        bool executable = true;
+        for (int level = TopLevel; ; level--)
+        {
+            GuestPhysicalAddress slot = new(table + ((ulong)Paging.Index(virtualAddress, level) * Paging.EntrySize));
+            if (!memory.Contains(slot, Paging.EntrySize))
+            {
+                // A table outside RAM reads as all ones on real hardware: reserved bits.
+                return Fault(error | PageFaultError.Present | PageFaultError.ReservedBit);
+            }
+
+            ref ulong word = ref memory.Word(slot);
+            ulong entry = Volatile.Read(ref word);
+            PageEntry bits = (PageEntry)entry;
+            if (!bits.HasFlag(PageEntry.Present))
+            {
+                return Fault(error);
+            }
+
+            if (HasReservedBits(entry, level, mode))
+            {
+                return Fault(error | PageFaultError.Present | PageFaultError.ReservedBit);
+            }
+
+            writable &= bits.HasFlag(PageEntry.Writable);
+            user &= bits.HasFlag(PageEntry.User);
+            executable &= !(mode.NoExecuteEnabled && bits.HasFlag(PageEntry.NoExecute));
+            bool leaf = level == 1 || (level < TopLevel && bits.HasFlag(PageEntry.Large));
+            if (!leaf)
+            {
+                SetBits(ref word, entry, PageEntry.Accessed, access);
+                table = entry & Paging.FrameMask;
+                continue;
+            }
+
+            if (!IsAllowed(mode, access, writable, user, executable))
+            {
+                return Fault(error | PageFaultError.Present);
+            }
+
+            PageEntry used = access.HasFlag(PageAccess.Write) ? PageEntry.Accessed | PageEntry.Dirty : PageEntry.Accessed;
+            SetBits(ref word, entry, used, access);
+            ulong frame = entry & level switch { 1 => Paging.FrameMask, 2 => LargeFrameMask, _ => HugeFrameMask };
+            ulong within = virtualAddress & ((1UL << Paging.LevelShift(level)) - 1);
+            return new Translation
+            {
+                Address = new GuestPhysicalAddress(frame + within),
+                Level = level,
+                Writable = writable,
+                User = user,
+                Executable = executable,
+                Global = mode.GlobalEnabled && bits.HasFlag(PageEntry.Global),
+                Accessed = bits.HasFlag(PageEntry.Accessed),
+                Dirty = bits.HasFlag(PageEntry.Dirty) || access.HasFlag(PageAccess.Write),
+                Allowed = true,
+            };
+        }
+    }
+
+    private static Translation Fault(PageFaultError error) => new() { Error = error };
+
+    private static PageFaultError ErrorOf(in PagingMode mode, PageAccess access) =>
+        (access.HasFlag(PageAccess.Write) ? PageFaultError.Write : 0)
+        | (access.HasFlag(PageAccess.User) ? PageFaultError.User : 0)
+        | (access.HasFlag(PageAccess.Fetch) && mode.NoExecuteEnabled ? PageFaultError.InstructionFetch : 0);
+
+    private static bool IsAllowed(in PagingMode mode, PageAccess access, bool writable, bool user, bool executable)
+    {
+        if (access.HasFlag(PageAccess.User) && !user)
+        {
+            return false;
+        }
+
+        if (access.HasFlag(PageAccess.Write) && !writable && (access.HasFlag(PageAccess.User) || mode.WriteProtect))
+        {
+            return false;
+        }
+
+        return executable || !access.HasFlag(PageAccess.Fetch);
+    }
+
+    private static bool HasReservedBits(ulong entry, int level, in PagingMode mode)
+    {
+        PageEntry bits = (PageEntry)entry;
+        if ((entry & ReservedAddressBits) != 0 || (bits.HasFlag(PageEntry.NoExecute) && !mode.NoExecuteEnabled))
+        {
+            return true;
+        }
+
+        return bits.HasFlag(PageEntry.Large) && level switch
+        {
+            // Bit 12 of a large leaf is PAT; the address bits between it and the frame must be zero.
+            TopLevel => true,
+            3 => (entry & Paging.FrameMask & ~HugeFrameMask & ~(1UL << Paging.PageShift)) != 0,
+            2 => (entry & Paging.FrameMask & ~LargeFrameMask & ~(1UL << Paging.PageShift)) != 0,
+            _ => false,
+        };
+    }
+
+    private static void SetBits(ref ulong word, ulong entry, PageEntry bits, PageAccess access)
+    {
+        if (access.HasFlag(PageAccess.Probe))
+        {
+            return;
+        }
+
+        // If the entry changes under our hands, the translation is of the old entry, as if the walk had come a moment earlier.
+        while ((entry & (ulong)bits) != (ulong)bits)
+        {
+            ulong found = Interlocked.CompareExchange(ref word, entry | (ulong)bits, entry);
+            if (found == entry || (((found ^ entry) & ~(ulong)(PageEntry.Accessed | PageEntry.Dirty)) != 0))
+            {
+                return;
+            }
+
+            entry = found;
+        }
+    }
+}

@@ -1,0 +1,108 @@
+using System.Text;
+using Dmp.Kvm.Devices;
+
+namespace Dmp.Kvm.Specs.Devices;
+
+public class IoApicSpecs
+{
+    private const ulong Level = 1 << 15, Masked = 1 << 16, RemoteIrr = 1 << 14;
+    private const uint Eoi = 0x80B;
+    private readonly Board board = new(2);
+
+    public IoApicSpecs()
+    {
+        board.WriteMsr(0x80F, 0x1FF, 0);
+        board.WriteMsr(0x80F, 0x1FF, 1);
+        board.Chipset.LocalApics[0].BindToCurrentThread();
+    }
+
+    [Fact(DisplayName = "After reset there are 24 masked entries and version 0x20")]
+    public void Reset()
+    {
+        board.Chipset.Mmio.Write(DeviceLayout.IoApicBase, 4, 1);
+        Assert.Equal(0x0017_0020ul, board.Chipset.Mmio.Read(DeviceLayout.IoApicBase + 0x10, 4));
+        Assert.All(Enumerable.Range(0, IoApic.Pins), pin => Assert.Equal(Masked, board.Redirection(pin)));
+    }
+
+    [Fact(DisplayName = "An edge is delivered once; on a masked pin it is lost")]
+    public void Edge()
+    {
+        board.Redirect(4, 0x34 | Masked);
+        board.Chipset.SetIrq(4, true);
+        board.Redirect(4, 0x34);
+        Assert.Empty(board.AcknowledgeAll());
+        board.Chipset.SetIrq(4, false);
+        board.Chipset.SetIrq(4, true);
+        board.Chipset.SetIrq(4, true);
+        Assert.Equal([0x34], board.AcknowledgeAll());
+        board.WriteMsr(Eoi, 0);
+        Assert.Empty(board.AcknowledgeAll());
+    }
+
+    [Fact(DisplayName = "A level stays in remote IRR until EOI and comes again while asserted")]
+    public void Level_triggered()
+    {
+        board.Redirect(9, 0x39 | Level);
+        board.Chipset.SetIrq(9, true);
+        Assert.Equal(0x39 | Level | RemoteIrr, board.Redirection(9));
+        Assert.Equal([0x39], board.AcknowledgeAll());
+        board.WriteMsr(Eoi, 0);
+        Assert.Equal([0x39], board.AcknowledgeAll());
+        board.Chipset.SetIrq(9, false);
+        board.WriteMsr(Eoi, 0);
+        Assert.Equal(0x39 | Level, board.Redirection(9));
+        Assert.Empty(board.AcknowledgeAll());
+    }
+
+    [Fact(DisplayName = "A level that was masked is delivered at unmasking; making the entry edge-triggered forgets remote IRR")]
+    public void Masked_level()
+    {
+        board.Redirect(9, 0x39 | Level | Masked);
+        board.Chipset.SetIrq(9, true);
+        board.Redirect(9, 0x39 | Level);
+        Assert.NotEqual(0ul, board.Redirection(9) & RemoteIrr);
+        board.Redirect(9, 0x39 | Masked);
+        Assert.Equal(0x39 | Masked, board.Redirection(9));
+    }
+
+    [Fact(DisplayName = "IRQ 0 comes in at pin 2; a destination that accepts nothing leaves no remote IRR")]
+    public void Routing()
+    {
+        board.Redirect(2, 0x30);
+        board.Redirect(9, 0x39 | Level | (7UL << 56));
+        board.Chipset.SetIrq(0, true);
+        board.Chipset.SetIrq(9, true);
+        Assert.Equal([0x30], board.AcknowledgeAll());
+        Assert.Equal(0ul, board.Redirection(9) & RemoteIrr);
+    }
+
+    [Fact(DisplayName = "The serial port's interrupt arrives at the vCPU its entry names, with a kick")]
+    public void Serial_end_to_end()
+    {
+        Board started = new(2);
+        started.WriteMsr(0x80F, 0x1FF, 0);
+        started.Redirect(4, 0x24);
+        started.Out(0x3FC, 0x0B);
+        started.Out(0x3F9, 0x01);
+        started.Console.PutInput("x"u8);
+        Assert.Equal([0], started.Machine.Kicked);
+        Assert.Equal([0x24], started.AcknowledgeAll());
+        Assert.Equal('x', (char)started.In(0x3F8));
+        started.Out(0x3F8, (byte)'y');
+        byte[] output = new byte[4];
+        Assert.Equal("y", Encoding.ASCII.GetString(output, 0, started.Console.TakeOutput(output)));
+    }
+
+    [Fact(DisplayName = "A PIT tick runs through the chipset: deadline, kick arranged, interrupt")]
+    public void Timer_end_to_end()
+    {
+        board.Redirect(2, 0x30);
+        board.Out(0x43, 0x30);
+        board.Out(0x40, 0xA9);
+        board.Out(0x40, 0x04);
+        long deadline = board.Chipset.NextDeadline(0);
+        Assert.Equal(deadline, board.Machine.Arranged[0]);
+        board.RunTo(deadline);
+        Assert.Equal([0x30], board.AcknowledgeAll());
+    }
+}

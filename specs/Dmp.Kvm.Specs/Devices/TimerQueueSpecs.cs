@@ -1,0 +1,51 @@
+using Dmp.Kvm.Devices;
+using FsCheck.Xunit;
+
+namespace Dmp.Kvm.Specs.Devices;
+
+public class TimerQueueSpecs
+{
+    [Property(DisplayName = "The kick is always arranged for the earliest timer, and every timer runs once, when it is due")]
+    public void Merges((byte Timer, ushort Deadline)[] settings)
+    {
+        RecordingMachine machine = new();
+        TimerQueue queue = new(3, machine);
+        List<(int Timer, long Now)> ran = [];
+        DeviceTimer[] timers = [.. Enumerable.Range(0, 4).Select(i => queue.Add(now => ran.Add((i, now))))];
+        long[] deadlines = [.. Enumerable.Repeat(TimerQueue.Never, 4)];
+        foreach ((byte timer, ushort deadline) in settings)
+        {
+            timers[timer % 4].Set(deadline);
+            deadlines[timer % 4] = deadline;
+            Assert.Equal(deadlines.Min(), queue.NextDeadline);
+            Assert.Equal(deadlines.Min(), machine.Arranged[3]);
+        }
+
+        while (queue.NextDeadline != TimerQueue.Never)
+        {
+            queue.RunDue(queue.NextDeadline);
+        }
+
+        Assert.Equal(
+            deadlines.Select((deadline, i) => (i, deadline)).Where(x => x.deadline != TimerQueue.Never).OrderBy(x => x.deadline),
+            ran);
+    }
+
+    [Fact(DisplayName = "A timer that sets itself again arranges the next kick")]
+    public void Periodic()
+    {
+        RecordingMachine machine = new();
+        TimerQueue queue = new(0, machine);
+        DeviceTimer? timer = null;
+        timer = queue.Add(now => timer!.Set(now + 10));
+        timer.Set(5);
+        queue.RunDue(4);
+        Assert.Equal(5, machine.Arranged[0]);
+        machine.Arrangements = 0;
+        queue.RunDue(7);
+        Assert.Equal(17, machine.Arranged[0]);
+        Assert.Equal(1, machine.Arrangements);
+        timer.Cancel();
+        Assert.Equal(TimerQueue.Never, machine.Arranged[0]);
+    }
+}

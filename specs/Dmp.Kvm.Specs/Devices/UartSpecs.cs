@@ -1,0 +1,153 @@
+using System.Text;
+using Dmp.Kvm.Devices;
+
+namespace Dmp.Kvm.Specs.Devices;
+
+public class UartSpecs
+{
+    private const byte Ready = 0x0B; // DTR, RTS, OUT2
+    private readonly SerialConsole console = new();
+    private readonly List<bool> line = [];
+    private readonly Uart16550 uart;
+
+    public UartSpecs()
+    {
+        uart = new Uart16550(0x3F8, console, console, line.Add);
+        console.InputArrived = uart.ReceiveInput;
+    }
+
+    [Fact(DisplayName = "Linux's autoconfiguration finds a 16550A: IER, loopback, FIFO bits, no enhanced registers")]
+    public void Autoconfiguration()
+    {
+        Out(1, 0);
+        Assert.Equal(0, In(1) & 0x0F);
+        Out(1, 0xFF);
+        Assert.Equal(0x0F, In(1));
+        Out(1, 0);
+        Out(4, 0x10 | 0x0A);
+        Assert.Equal(0x90, In(6) & 0xF0);
+        Out(4, 0);
+        Out(3, 0xBF);
+        Out(2, 0);
+        Out(3, 0);
+        Out(2, 1);
+        Assert.Equal(3, In(2) >> 6);
+        Out(3, 0x80);
+        Assert.NotEqual(0, In(2)); // A 16650 would show EFR, zero, here.
+        Out(2, 0x21);
+        Assert.Equal(0, In(2) & 0x20); // A 16750 would show its 64-byte FIFO.
+        Out(3, 0);
+        Out(7, 0x5A);
+        Assert.Equal(0x5A, In(7));
+    }
+
+    [Fact(DisplayName = "Linux's THRE and TXEN tests pass: enabling ETBEI reports an empty transmitter each time")]
+    public void Thre_test()
+    {
+        Out(4, Ready);
+        for (int i = 0; i < 3; i++)
+        {
+            Out(1, 2);
+            Assert.Equal(0x60, In(5) & 0x60);
+            Assert.Equal(2, In(2) & 0x0F);
+            Assert.Equal(1, In(2) & 0x0F); // Reading IIR acknowledged it.
+            Out(1, 0);
+        }
+
+        Assert.Equal([true, false, true, false, true, false], line);
+    }
+
+    [Fact(DisplayName = "A written character is output at once and interrupts again; without OUT2 the line is silent")]
+    public void Transmit()
+    {
+        Out(1, 2);
+        Out(0, (byte)'a');
+        Assert.Empty(line);
+        Out(4, Ready);
+        Assert.Equal([true], line);
+        In(2);
+        Out(0, (byte)'b');
+        Out(0, (byte)'c');
+        Assert.Equal([true, false, true], line);
+        Assert.Equal("abc", Output());
+    }
+
+    [Fact(DisplayName = "Input waits for DTR or RTS, then for room in the FIFO; nothing is lost")]
+    public void Input_waits()
+    {
+        string text = string.Concat(Enumerable.Range(0, 50).Select(i => (char)('0' + (i % 10))));
+        console.PutInput(Encoding.ASCII.GetBytes(text));
+        Assert.Equal(0, In(5) & 1);
+        Out(2, 0x87); // FIFO on and cleared, trigger 8
+        Out(1, 1);
+        Out(4, Ready);
+        StringBuilder received = new();
+        List<int> identifications = [];
+        while ((In(5) & 1) != 0)
+        {
+            identifications.Add(In(2) & 0x0F);
+            received.Append((char)In(0));
+        }
+
+        Assert.Equal(text, received.ToString());
+        Assert.Equal(Enumerable.Repeat(0x4, 43).Concat(Enumerable.Repeat(0xC, 7)), identifications);
+        Assert.Equal([true, false], line);
+    }
+
+    [Fact(DisplayName = "Divisor latches hide behind DLAB")]
+    public void Divisor_latches()
+    {
+        Out(3, 0x83);
+        Out(0, 0x0C);
+        Out(1, 0x34);
+        Assert.Equal((0x0C, 0x34), (In(0), In(1)));
+        Out(3, 0x03);
+        Assert.Equal(0, In(1));
+        Assert.Equal("", Output());
+    }
+
+    [Fact(DisplayName = "In loop mode characters come back, an overrun is reported first, and the PC's line is cut")]
+    public void Loop_mode()
+    {
+        Out(2, 1);
+        Out(1, 0x0F);
+        Out(4, 0x18);
+        for (byte i = 0; i < 17; i++)
+        {
+            Out(0, i);
+        }
+
+        Assert.Equal(0x6, In(2) & 0x0F);
+        Assert.Equal(0x63, In(5));
+        Assert.Equal(0x4, In(2) & 0x0F);
+        for (byte i = 0; i < 16; i++)
+        {
+            Assert.Equal(i, In(0));
+        }
+
+        Assert.Empty(line);
+        Assert.Equal("", Output());
+    }
+
+    [Fact(DisplayName = "A modem control line that changes is reported until MSR is read")]
+    public void Modem_status()
+    {
+        Out(1, 8);
+        Out(4, 0x14); // Loop, OUT1: the ring indicator rises and the connected lines fall.
+        Assert.Equal(0, In(2) & 0x0F);
+        Assert.Equal(0x40 | 0x0B, In(6));
+        Assert.Equal(1, In(2) & 0x0F);
+        Out(4, 0x10);
+        Assert.Equal(0x04, In(6)); // TERI
+    }
+
+    private byte In(int register) => (byte)uart.Read((ushort)(0x3F8 + register), 1);
+
+    private void Out(int register, byte value) => uart.Write((ushort)(0x3F8 + register), 1, value);
+
+    private string Output()
+    {
+        byte[] buffer = new byte[256];
+        return Encoding.ASCII.GetString(buffer, 0, console.TakeOutput(buffer));
+    }
+}
