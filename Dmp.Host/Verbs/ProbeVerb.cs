@@ -19,7 +19,7 @@ internal static class ProbeVerb
             ProbeReport report = host.Probe();
             if (parsed.GetValue(json))
             {
-                host.Text.WriteLine(JsonSerializer.Serialize(report, ReportJson.Default.ProbeReport));
+                host.Text.WriteLine(JsonSerializer.Serialize(report, ReportJson.Plain.ProbeReport));
             }
             else if (host.TextIsTerminal)
             {
