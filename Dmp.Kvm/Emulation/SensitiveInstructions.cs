@@ -69,6 +69,9 @@ internal sealed class SensitiveInstructions
                 return SoftwareInterrupt(instruction);
             case Mnemonic.Rdfsbase or Mnemonic.Rdgsbase or Mnemonic.Wrfsbase or Mnemonic.Wrgsbase:
                 return segments.MoveBase(instruction);
+            case Mnemonic.Monitor or Mnemonic.Mwait or Mnemonic.Clac or Mnemonic.Stac:
+                // Not in the CPUID model.
+                return context.Raise(GuestFault.InvalidOpcode);
             default:
                 return Outcome.NotSensitive;
         }
@@ -91,6 +94,8 @@ internal sealed class SensitiveInstructions
                 return segments.Execute(instruction);
             case Mnemonic.Rdfsbase or Mnemonic.Rdgsbase or Mnemonic.Wrfsbase or Mnemonic.Wrgsbase:
                 return segments.MoveBase(instruction);
+            case Mnemonic.Monitor or Mnemonic.Mwait:
+                return context.Raise(GuestFault.InvalidOpcode);
             case Mnemonic.Smsw when (context.State.Cr4 & Cr4.UserModeInstructionPrevention) == 0:
                 return control.Execute(instruction);
             default:

@@ -218,6 +218,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
         regs.Rip = frame[0];
         regs.Rflags = frame[2];
         regs.Rsp = frame[3];
+        NoteUserSelectors((ushort)frame[1], (ushort)frame[4]);
         uint error = (uint)machine.Monitor.Word(frameOffset - sizeof(ulong));
         ExceptionVector vector = (ExceptionVector)port;
         recent.Add((byte)port, regs.Rip, kvm.Sregs.Cr2, error);
@@ -237,6 +238,16 @@ internal sealed class Vcpu : IVcpu, IDisposable
                 return Reflect(new GuestFault(vector, error), vector is ExceptionVector.Breakpoint or ExceptionVector.Overflow
                     ? EventSource.Software
                     : EventSource.Hardware);
+        }
+    }
+
+    /// <summary>User code may have gone to other segments of its own, for example to 32-bit code by a far jump.</summary>
+    private void NoteUserSelectors(ushort code, ushort stack)
+    {
+        if (state.UserMode)
+        {
+            state.CodeSelector = code;
+            state.StackSelector = stack;
         }
     }
 
@@ -371,12 +382,29 @@ internal sealed class Vcpu : IVcpu, IDisposable
         }
 
         Exits.Count(ExitKind.GuestFault, regs.Rip);
-        if ((regs.Rflags & (ulong)Rflags.Trap) != 0)
+        if (!IsAtDebugTrapInstruction(regs.Rip))
         {
             state.Dr6 |= (ulong)Dr6.SingleStep;
         }
 
         return Reflect(new GuestFault(ExceptionVector.Debug));
+    }
+
+    /// <summary>
+    /// Whether a #DB comes from INT1 (F1) rather than from a single step. TF in the pushed flags does not tell: an instruction that
+    /// clears TF is followed by one more trap. Hosts differ in whether RIP is at the INT1 or behind it.
+    /// </summary>
+    private bool IsAtDebugTrapInstruction(ulong rip)
+    {
+        const byte Int1Opcode = 0xF1;
+        return CodeByte(rip) == Int1Opcode || CodeByte(rip - 1) == Int1Opcode;
+    }
+
+    /// <summary>A byte of guest code, or -1 where none can be fetched.</summary>
+    private int CodeByte(ulong address)
+    {
+        Span<byte> bytes = stackalloc byte[1];
+        return access.Fetch(address, bytes, out _) == bytes.Length ? bytes[0] : -1;
     }
 
     private VcpuStop? Reflect(in GuestFault fault, EventSource source = EventSource.Hardware)
@@ -501,8 +529,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
             return false;
         }
 
-        Span<byte> before = stackalloc byte[1];
-        if (access.Fetch(rip - 1, before, out _) == 1 && before[0] == BreakpointOpcode && breakpointGuessRip != rip)
+        if (CodeByte(rip - 1) == BreakpointOpcode && breakpointGuessRip != rip)
         {
             // The byte may be padding in front of a function: seen twice in a row at the same RIP, it was no #BP.
             breakpointGuessRip = rip;
@@ -510,6 +537,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
         }
 
         breakpointGuessRip = 0;
+        NoteUserSelectors(kvm.Sregs.Cs.Selector, kvm.Sregs.Ss.Selector);
         return true;
     }
 
