@@ -76,10 +76,10 @@ internal static class CommandLine
     {
         Command command = parsed.CommandResult.Command;
         string help = command == root ? "dmp --help" : $"dmp {command.Name} --help";
-        string problem = (command == root, parsed.UnmatchedTokens is [var first, ..] ? first : null) switch
+        string problem = (command == root, parsed.UnmatchedTokens) switch
         {
-            (true, null) => "no verb is given",
-            (true, { } verb) => $"unknown verb '{verb}'",
+            (true, []) => "no verb is given",
+            (true, [var verb, ..]) => $"unknown verb '{verb}'",
             _ => OneLine(parsed.Errors[0].Message).TrimEnd('.'),
         };
         host.Error.WriteLine($"dmp: {problem}; see '{help}'");

@@ -1,5 +1,8 @@
+using Dmp.Actors.Logging;
+using Dmp.Host.Terminal;
 using Dmp.Kvm.Machine;
 using Dmp.Kvm.Probe;
+using Spectre.Console;
 
 namespace Dmp.Host;
 
@@ -17,6 +20,12 @@ internal sealed record HostEnvironment
 
     /// <summary>Everything else of ours.</summary>
     public required TextWriter Error { get; init; }
+
+    /// <summary>Tables where <see cref="Text"/> goes.</summary>
+    public required Func<IAnsiConsole> TextConsole { get; init; }
+
+    /// <summary>A live display where <see cref="Error"/> goes.</summary>
+    public required Func<IAnsiConsole> ErrorConsole { get; init; }
 
     /// <summary>Whether <see cref="Input"/> is a terminal.</summary>
     public bool InputIsTerminal { get; init; }
@@ -48,12 +57,18 @@ internal sealed record HostEnvironment
         // Set by the launcher; without it the binary stands where the build has put it, inside of the project.
         string root = Environment.GetEnvironmentVariable("DMP_ROOT") ?? FindRoot(AppContext.BaseDirectory);
         string settings = Path.Combine(root, "akka.hocon");
+        TextWriter error = Writer(DescriptorStream.Error);
+        StderrLogger.Output = error;
         return new HostEnvironment
         {
-            Input = Console.OpenStandardInput(),
-            Output = Console.OpenStandardOutput(),
-            Text = Console.Out,
-            Error = Console.Error,
+            Input = DescriptorStream.Input,
+            Output = DescriptorStream.Output,
+            Text = Writer(DescriptorStream.Output),
+            Error = error,
+
+            // Only verbs without a guest on the terminal show tables, so here the runtime may have it: it knows the width.
+            TextConsole = () => Ansi(Console.Out),
+            ErrorConsole = () => Ansi(Console.Error),
             InputIsTerminal = !Console.IsInputRedirected,
             TextIsTerminal = !Console.IsOutputRedirected,
             ErrorIsTerminal = !Console.IsErrorRedirected,
@@ -64,6 +79,11 @@ internal sealed record HostEnvironment
             Probe = SubstrateProbe.Run,
         };
     }
+
+    private static TextWriter Writer(Stream stream) => TextWriter.Synchronized(new StreamWriter(stream) { AutoFlush = true });
+
+    private static IAnsiConsole Ansi(TextWriter writer) =>
+        AnsiConsole.Create(new AnsiConsoleSettings { Out = new AnsiConsoleOutput(writer) });
 
     private static string FindRoot(string from)
     {

@@ -15,7 +15,7 @@ namespace Dmp.Actors.Machine;
 /// <remarks>
 /// A run ends in this order, each step bounded by a time, so that the report comes whatever hangs:
 /// <list type="number">
-/// <item>after a failure: pause all vCPUs and collect their state;</item>
+/// <item>after a failure, or what may be one: pause all vCPUs and collect their state;</item>
 /// <item>stop the vCPUs, and with that join their threads;</item>
 /// <item>drain the console to its last byte, which may still begin phases or show a panic;</item>
 /// <item>take the last counters;</item>
@@ -357,11 +357,12 @@ public sealed class MachineSupervisor : ReceiveActor, IWithTimers
         }
 
         summary ??= LastFigures();
+        RunOutcome outcome = RunOutcome.Of(cause!, untilAt is not null, panic);
         completion.TrySetResult(new MachineResult(
-            RunOutcome.Of(cause!, untilAt is not null, panic),
+            outcome,
             summary,
             untilAt,
-            [.. descriptions.OrderBy(description => description.Vcpu)],
+            outcome.IsFailure ? [.. descriptions.OrderBy(description => description.Vcpu)] : [],
             [.. unfinished],
             threadsEnded));
     });

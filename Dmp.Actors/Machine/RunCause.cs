@@ -9,7 +9,10 @@ public abstract record RunCause
     {
     }
 
-    /// <summary>Whether the state of every vCPU belongs into the report.</summary>
+    /// <summary>
+    /// Whether the state of every vCPU is to be collected, because it may belong into the report: a reset can turn out to be a
+    /// panic's, once the console is drained.
+    /// </summary>
     public virtual bool WantsState => false;
 
     /// <summary>The guest ended on a vCPU.</summary>
@@ -17,7 +20,7 @@ public abstract record RunCause
     public sealed record GuestStopped(VcpuStop Stop) : RunCause
     {
         /// <inheritdoc />
-        public override bool WantsState => Stop is VcpuStop.GuestFailed;
+        public override bool WantsState => Stop is VcpuStop.GuestFailed or VcpuStop.Reset;
     }
 
     /// <summary>The text of --until stood on the console.</summary>

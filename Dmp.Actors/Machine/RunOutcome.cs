@@ -7,6 +7,9 @@ namespace Dmp.Actors.Machine;
 /// <param name="Detail">One line for people.</param>
 public abstract record RunOutcome(string Detail)
 {
+    /// <summary>Whether somebody has to find out why; the state of the vCPUs then is part of the result.</summary>
+    public bool IsFailure => this is GuestFailed or TimedOut or VmmFailed;
+
     /// <summary>The guest switched the machine off, or reset it: a machine here has one life.</summary>
     /// <param name="Detail">Which of the two.</param>
     public sealed record PoweredOff(string Detail) : RunOutcome(Detail);

@@ -37,7 +37,7 @@ internal sealed class DemoScreen : IConsoleSink
             return;
         }
 
-        IAnsiConsole console = AnsiConsole.Create(new AnsiConsoleSettings { Out = new AnsiConsoleOutput(host.Error) });
+        IAnsiConsole console = host.ErrorConsole();
         await console.Status().StartAsync("starting", async status =>
         {
             while (!run.Completion.IsCompleted)

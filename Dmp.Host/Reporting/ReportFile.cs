@@ -41,7 +41,7 @@ internal static class ReportFile
         string unfinished = $"{path}.{Environment.ProcessId}.tmp";
         try
         {
-            File.WriteAllText(unfinished, JsonSerializer.Serialize(report, ReportJson.Default.ReportDocument) + "\n");
+            File.WriteAllText(unfinished, JsonSerializer.Serialize(report, ReportJson.Plain.ReportDocument) + "\n");
             File.Move(unfinished, path, overwrite: true);
         }
         catch (Exception e) when (e is IOException or UnauthorizedAccessException)

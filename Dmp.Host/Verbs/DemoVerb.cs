@@ -44,11 +44,7 @@ internal static class DemoVerb
         FinishedRun finished = await GuestRun.ExecuteAsync(host, plan, screen, run => screen.ShowAsync(run, host)).ConfigureAwait(false);
         FailureText.Write(finished, host.Error);
 
-        IAnsiConsole console = AnsiConsole.Create(new AnsiConsoleSettings
-        {
-            Out = new AnsiConsoleOutput(host.Text),
-            Ansi = host.TextIsTerminal ? AnsiSupport.Detect : AnsiSupport.No,
-        });
+        IAnsiConsole console = host.TextConsole();
         DemoReport.Write(finished.Report, console);
         console.Write(new Text(
             "\nNext: boot a kernel of your own, and keep the figures:\n"

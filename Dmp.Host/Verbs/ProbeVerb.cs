@@ -19,11 +19,11 @@ internal static class ProbeVerb
             ProbeReport report = host.Probe();
             if (parsed.GetValue(json))
             {
-                host.Text.WriteLine(JsonSerializer.Serialize(report, ReportJson.Default.ProbeReport));
+                host.Text.WriteLine(JsonSerializer.Serialize(report, ReportJson.Plain.ProbeReport));
             }
             else if (host.TextIsTerminal)
             {
-                WriteTable(report, host.Text);
+                WriteTable(report, host.TextConsole());
             }
             else
             {
@@ -35,9 +35,8 @@ internal static class ProbeVerb
         return command;
     }
 
-    private static void WriteTable(ProbeReport report, TextWriter text)
+    private static void WriteTable(ProbeReport report, IAnsiConsole console)
     {
-        IAnsiConsole console = AnsiConsole.Create(new AnsiConsoleSettings { Out = new AnsiConsoleOutput(text) });
         var table = new Table().RoundedBorder().AddColumns("Finding", "Value", "Consequence");
         foreach (ProbeFinding finding in report.Findings)
         {
