@@ -5,8 +5,15 @@ public class UnusableInputException : Exception
 {
     /// <summary>Creates the error.</summary>
     /// <param name="message">One line for the user.</param>
-    /// <param name="innerException">The cause, if it was another error.</param>
-    public UnusableInputException(string message, Exception? innerException = null)
+    public UnusableInputException(string message)
+        : base(message)
+    {
+    }
+
+    /// <summary>Creates the error for one that was caught.</summary>
+    /// <param name="message">One line for the user.</param>
+    /// <param name="innerException">The cause.</param>
+    public UnusableInputException(string message, Exception? innerException)
         : base(message, innerException)
     {
     }
@@ -17,8 +24,15 @@ public class HostUnsupportedException : Exception
 {
     /// <summary>Creates the error.</summary>
     /// <param name="message">One line for the user.</param>
-    /// <param name="innerException">The cause, if it was another error.</param>
-    public HostUnsupportedException(string message, Exception? innerException = null)
+    public HostUnsupportedException(string message)
+        : base(message)
+    {
+    }
+
+    /// <summary>Creates the error for one that was caught.</summary>
+    /// <param name="message">One line for the user.</param>
+    /// <param name="innerException">The cause.</param>
+    public HostUnsupportedException(string message, Exception? innerException)
         : base(message, innerException)
     {
     }

@@ -7,6 +7,6 @@ internal static class FileTarget
     internal static FileInfo Of(string path)
     {
         FileInfo info = new(path);
-        return info.ResolveLinkTarget(returnFinalTarget: true) as FileInfo ?? info;
+        return info.Exists && info.ResolveLinkTarget(returnFinalTarget: true) is FileInfo target ? target : info;
     }
 }
