@@ -39,20 +39,7 @@ internal static class DemoReport
 
         if (report.Sites is { Count: > 0 } sites)
         {
-            Table table = NewTable("Hottest sites", "exits", "kind", "instruction", "where");
-            table.Columns[1].LeftAligned();
-            table.Columns[2].LeftAligned();
-            table.Columns[3].LeftAligned();
-            foreach (SiteSection site in sites.Take(Sites))
-            {
-                table.AddRow(
-                    new Text(Number(site.Exits)),
-                    new Text(site.Kind),
-                    new Text(site.Instruction ?? ""),
-                    new Text(site.Symbol ?? site.Rip));
-            }
-
-            console.Write(table);
+            console.Write(SiteTable(sites));
         }
 
         if (report.Time is { } time)
@@ -63,6 +50,23 @@ internal static class DemoReport
         }
     }
 
+    private static Table SiteTable(IReadOnlyList<SiteSection> sites)
+    {
+        // A machine that does not disassemble leaves out that column.
+        bool disassembled = sites.Any(site => site.Instruction is not null);
+        Table table = NewTable("Hottest sites", disassembled ? ["where", "instruction", "kind", "exits"] : ["where", "kind", "exits"]);
+        foreach (SiteSection site in sites.Take(Sites))
+        {
+            string where = site.Symbol ?? site.Rip;
+            string[] cells = disassembled
+                ? [where, site.Instruction ?? "", site.Kind, Number(site.Exits)]
+                : [where, site.Kind, Number(site.Exits)];
+            table.AddRow(cells.Select(cell => new Text(cell)));
+        }
+
+        return table;
+    }
+
     private static Table NewTable(string title, params string[] columns)
     {
         var table = new Table().SimpleBorder().Title(title);
@@ -71,7 +75,7 @@ internal static class DemoReport
             table.AddColumn(new TableColumn(column).RightAligned());
         }
 
-        table.Columns[0].Alignment = title.StartsWith("Hot", StringComparison.Ordinal) ? Justify.Right : Justify.Left;
+        table.Columns[0].Alignment = Justify.Left;
         return table;
     }
 

@@ -46,10 +46,14 @@ internal static class DemoVerb
 
         IAnsiConsole console = host.TextConsole();
         DemoReport.Write(finished.Report, console);
-        console.Write(new Text(
-            "\nNext: boot a kernel of your own, and keep the figures:\n"
-            + $"  ./dmp run --kernel {images.Kernel} --initrd {images.Initrd} --cmdline 'console=ttyS0' --report report.json\n"
-            + "  ./dmp probe      what this host's KVM can do, and what an exit costs here\n"));
+
+        // Not through the console, which would break the paths to fit the screen.
+        await host.Text.WriteLineAsync(
+            "\nNext: what this host's KVM can do, and what an exit costs here:\n"
+            + "  ./dmp probe\n"
+            + "Or boot a guest of your own, and keep the figures; the demo's, to begin with:\n"
+            + "  eval \"$(./dmp guest)\"\n"
+            + "  ./dmp run --kernel \"$kernel\" --initrd \"$initrd\" --report report.json").ConfigureAwait(false);
         return ExitCodes.Of(finished.Result.Outcome);
     }
 }

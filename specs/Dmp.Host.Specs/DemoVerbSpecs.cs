@@ -13,7 +13,7 @@ public class DemoVerbSpecs
         Assert.Contains("  | hello", ran.Error, StringComparison.Ordinal);
         Assert.Contains("native_save_fl+0x0", ran.Text, StringComparison.Ordinal);
         Assert.Contains("work", ran.Text, StringComparison.Ordinal);
-        Assert.Contains("./dmp run --kernel", ran.Text, StringComparison.Ordinal);
+        Assert.Contains("./dmp run --kernel \"$kernel\"", ran.Text, StringComparison.Ordinal);
         Assert.Empty(ran.Output);
     }
 
