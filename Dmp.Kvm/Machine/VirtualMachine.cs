@@ -114,6 +114,17 @@ public sealed class VirtualMachine : IMachine, IMachineFacts
         }
     }
 
+    /// <summary>Disassembles the kernel instruction at an address; null when it cannot be read. Only while no vCPU runs.</summary>
+    public string? Instruction(ulong address)
+    {
+        CpuState current = vcpus[0].State;
+        CpuState kernel = new() { Cr0 = current.Cr0, Cr3 = current.Cr3, Cr4 = current.Cr4, Efer = current.Efer };
+        InstructionFetcher fetcher = new(new GuestAccess(shared.Memory, shared.Code, kernel, _ => { }));
+        return fetcher.TryFetch(address, compatibility: false, out Iced.Intel.Instruction instruction, out _)
+            ? instruction.ToString()
+            : null;
+    }
+
     /// <inheritdoc/>
     public void Dispose()
     {

@@ -24,6 +24,22 @@ public class KernelImageSpecs
         Assert.True(kernel.Bytes.SequenceEqual(TestKernel.Elf()));
     }
 
+    [Fact(DisplayName = "A symbolic link is followed: a link has a length of its own")]
+    public void LinkedKernel()
+    {
+        string directory = Directory.CreateTempSubdirectory("dmp-spec").FullName;
+        string target = Path.Combine(directory, "vmlinux");
+        string link = Path.Combine(directory, "vmlinuz");
+        File.WriteAllBytes(target, TestKernel.Elf());
+        _ = File.CreateSymbolicLink(link, target);
+        using (KernelImage kernel = KernelImage.Open(link))
+        {
+            Assert.True(kernel.Bytes.SequenceEqual(TestKernel.Elf()));
+        }
+
+        Directory.Delete(directory, recursive: true);
+    }
+
     [Fact(DisplayName = "A file that is no kernel is refused, with the path and what to give instead")]
     public void NoKernel()
     {
