@@ -60,6 +60,7 @@ public sealed class ExitTable
     private const int SiteSlots = 1 << SiteBits;
     private const int MaximumProbes = 32;
     private const int KindBits = 4;
+    private const ulong ZeroRip = 1UL << 62;
 
     private readonly long[] totals = new long[KindCount];
     private readonly ulong[] keys = new ulong[SiteSlots];
@@ -138,11 +139,12 @@ public sealed class ExitTable
             {
                 // Bits 60..63 of a canonical address repeat bit 59, so the shifted-out ones are restored by sign extension.
                 ulong rip = (ulong)((long)key >> KindBits);
+                rip = rip == ZeroRip >> KindBits ? 0 : rip;
                 destination.Add(new SiteCount(rip, (ExitKind)(key & ((1 << KindBits) - 1)), Volatile.Read(ref counts[slot])));
             }
         }
     }
 
     // An exit at RIP 0 of kind 0 would look like an empty slot; give it a key of its own by marking the (unused) top user bit.
-    private static ulong KeyInUse(ulong rip) => rip == 0 ? 1UL << 62 : 0;
+    private static ulong KeyInUse(ulong rip) => rip == 0 ? ZeroRip : 0;
 }

@@ -129,7 +129,18 @@ internal sealed class VirtualTlb
     }
 
     /// <summary>INVLPG, and INVPCID of one address in the current PCID.</summary>
-    internal void FlushPage(ulong virtualAddress) => FlushPage(current, virtualAddress);
+    internal void FlushPage(ulong virtualAddress)
+    {
+        FlushPage(current, virtualAddress);
+        for (int index = 0; index < Tags; index++)
+        {
+            // INVLPG takes global translations of all PCIDs with it.
+            if (tags[index].HasGlobal && index != current)
+            {
+                FlushPage(index, virtualAddress);
+            }
+        }
+    }
 
     /// <summary>INVPCID type 0: one address in a PCID.</summary>
     internal void FlushPage(ushort pcid, ulong virtualAddress)
@@ -281,6 +292,11 @@ internal sealed class VirtualTlb
             return;
         }
 
+        if (!shared && global)
+        {
+            tags[owner[TableOf(slot)]].HasGlobal = true;
+        }
+
         if (old != 0)
         {
             bool widens = ((old ^ entry) & Paging.FrameMask) == 0
@@ -289,6 +305,7 @@ internal sealed class VirtualTlb
             if (widens)
             {
                 memory.Set(slot, entry);
+                NoteNonGlobal(slot, shared, global);
                 Fills++;
                 return;
             }
@@ -307,12 +324,16 @@ internal sealed class VirtualTlb
             (shared ? kernelLeafTables : tags[owner[table]].LeafTables).Add(table);
         }
 
+        NoteNonGlobal(slot, shared, global);
+        Fills++;
+    }
+
+    private void NoteNonGlobal(int slot, bool shared, bool global)
+    {
         if (shared && !global)
         {
             kernelNonGlobal.Add(slot);
         }
-
-        Fills++;
     }
 
     private static ulong Rights(in ShadowLeaf leaf) =>
@@ -366,6 +387,7 @@ internal sealed class VirtualTlb
     {
         Tag tag = tags[index];
         Drop(tag.LeafTables);
+        tag.HasGlobal = false;
         if (!tag.Split)
         {
             return;
@@ -474,8 +496,10 @@ internal sealed class VirtualTlb
         foreach (int slot in kernelNonGlobal)
         {
             // A slot may have been dropped, and even filled with something global, since it was noted; dropping more is harmless.
+            // But it may also have been noted twice, and unlinking it twice would lose other mappings of its frame.
             if (IsLeafPresent(slot))
             {
+                present[slot / 64] &= ~(1UL << (slot % 64));
                 doomed.Add(slot);
             }
         }
@@ -669,6 +693,7 @@ internal sealed class VirtualTlb
         internal ushort Pcid;
         internal bool InUse;
         internal bool Split;
+        internal bool HasGlobal;
         internal long LastUse;
     }
 }

@@ -1,0 +1,106 @@
+using Dmp.Kvm.CodeScan;
+using Dmp.Kvm.Memory;
+
+namespace Dmp.Kvm.Specs.CodeScan;
+
+public sealed class CodePagesSpecs : IDisposable
+{
+    private const byte Hlt = 0xF4;
+    private const ulong Frame = 5;
+
+    private readonly GuestMemory memory = GuestMemory.Create(8UL << 20);
+    private readonly CodePages pages;
+    private readonly byte[] original = new byte[Paging.PageSize];
+
+    public CodePagesSpecs()
+    {
+        pages = new CodePages(memory);
+        new Random(1).NextBytes(original);
+        original.CopyTo(Page);
+    }
+
+    private Span<byte> Page => memory.Slice(new(Frame << Paging.PageShift), Paging.PageSize);
+
+    public void Dispose() => memory.Dispose();
+
+    [Fact(DisplayName = "Traps replace exactly the given bytes, and removal restores the page exactly")]
+    public void Add_and_remove()
+    {
+        pages.Add(Frame, [0, 7, 8, 4095], spill: 3);
+        byte[] expected = [.. original];
+        expected[0] = expected[7] = expected[8] = expected[4095] = Hlt;
+        Assert.Equal(expected, Page.ToArray());
+        Assert.True(pages.Contains(Frame));
+        Assert.Equal(3, pages.Spill(Frame));
+        Assert.True(pages.Remove(Frame));
+        Assert.Equal(original, Page.ToArray());
+        Assert.False(pages.Contains(Frame));
+        Assert.Equal((1, 1), (pages.Scans, pages.Restores));
+    }
+
+    [Fact(DisplayName = "A frame that is code already is not trapped again")]
+    public void Add_twice()
+    {
+        pages.Add(Frame, [7], spill: 1);
+        pages.Add(Frame, [7, 9], spill: 2);
+        Assert.Equal(1, pages.Spill(Frame));
+        Assert.Equal(1, pages.Scans);
+        Assert.True(pages.Remove(Frame));
+        Assert.Equal(original, Page.ToArray());
+    }
+
+    [Fact(DisplayName = "A frame that is no code is not restored and has no spill")]
+    public void Unknown()
+    {
+        Assert.False(pages.Remove(Frame));
+        Assert.Equal(-1, pages.Spill(Frame));
+        Assert.Equal(0, pages.Restores);
+        byte[] read = new byte[16];
+        Assert.False(pages.ReadOriginal(Frame, 4080, read));
+        Assert.Equal(original[4080..], read);
+    }
+
+    [Theory(DisplayName = "Any part of a page reads as the guest wrote it, and says whether it begins with a trap")]
+    [InlineData(0, 4096, true)]
+    [InlineData(1, 15, false)]
+    [InlineData(7, 1, true)]
+    [InlineData(8, 2, true)]
+    [InlineData(9, 0, false)]
+    [InlineData(5, 2, false)]
+    [InlineData(4095, 1, true)]
+    public void Read_original(int offset, int length, bool trap)
+    {
+        pages.Add(Frame, [0, 7, 8, 4095], spill: 0);
+        byte[] read = new byte[length];
+        Assert.Equal(trap, pages.ReadOriginal(Frame, offset, read));
+        Assert.Equal(original.AsSpan(offset, length).ToArray(), read);
+        Assert.Equal(Hlt, Page[7]);
+    }
+
+    [Fact(DisplayName = "Reading beyond the frame is refused")]
+    public void Read_beyond() =>
+        Assert.Throws<ArgumentOutOfRangeException>(() => pages.ReadOriginal(Frame, 4090, new byte[7]));
+
+    [Theory(DisplayName = "A 2 MiB range has code when any of its frames has, with few and with many scanned frames")]
+    [InlineData(0)]
+    [InlineData(600)]
+    public void Any_in_large_page(ulong others)
+    {
+        for (ulong frame = 0; frame < others; frame++)
+        {
+            pages.Add(1024 + frame, [], spill: 0);
+        }
+
+        Assert.False(pages.AnyInLargePage(512));
+        pages.Add(1023, [], spill: 0);
+        Assert.True(pages.AnyInLargePage(512));
+        Assert.True(pages.AnyInLargePage(1023));
+        Assert.False(pages.AnyInLargePage(511));
+        Assert.Equal(others > 0, pages.AnyInLargePage(1024));
+        _ = pages.Remove(1023);
+        Assert.False(pages.AnyInLargePage(700));
+    }
+
+    [Fact(DisplayName = "A frame outside RAM is refused")]
+    public void Outside() => Assert.Throws<GuestMemoryException>(() => pages.Add(2048, [0], spill: 0));
+}
