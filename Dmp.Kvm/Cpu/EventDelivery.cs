@@ -20,7 +20,7 @@ internal enum EventSource
 /// <param name="vcpu">Registers.</param>
 /// <param name="state">Virtual CPU state.</param>
 /// <param name="access">Guest memory.</param>
-internal sealed class EventDelivery(KvmVcpu vcpu, CpuState state, GuestAccess access)
+internal sealed class EventDelivery(ICpuRegisters vcpu, CpuState state, GuestAccess access)
 {
     private const int GateSize = 16;
     private const int InterruptStackTableOffset = 36;

@@ -12,7 +12,7 @@ internal sealed class EmulationContext
     internal required int Index { get; init; }
 
     /// <summary>Real registers.</summary>
-    internal required KvmVcpu Vcpu { get; init; }
+    internal required ICpuRegisters Vcpu { get; init; }
 
     /// <summary>Virtual CPU state.</summary>
     internal required CpuState State { get; init; }

@@ -7,7 +7,7 @@ namespace Dmp.Kvm.Interop;
 /// A KVM vCPU and its shared kvm_run block. Registers and segment registers travel through the block in both directions
 /// (KVM_CAP_SYNC_REGS), which costs no ioctl. All members belong to the thread that runs the vCPU.
 /// </summary>
-internal sealed unsafe class KvmVcpu : IDisposable
+internal sealed unsafe class KvmVcpu : ICpuRegisters, IDisposable
 {
     private const int XcrsSize = 392;
     private const int XcrsFirstValue = 16;
@@ -37,10 +37,10 @@ internal sealed unsafe class KvmVcpu : IDisposable
     }
 
     /// <summary>General registers: those of the last exit, or those for the next entry.</summary>
-    internal ref KvmRegs Regs => ref run->Regs;
+    public ref KvmRegs Regs => ref run->Regs;
 
     /// <summary>Segment and control registers: those of the last exit, or those for the next entry.</summary>
-    internal ref KvmSregs Sregs => ref run->Sregs;
+    public ref KvmSregs Sregs => ref run->Sregs;
 
     /// <summary>The block itself, to read an exit's details.</summary>
     internal ref readonly KvmRun Exit => ref *run;
@@ -85,7 +85,7 @@ internal sealed unsafe class KvmVcpu : IDisposable
 
     /// <summary>Writes one MSR.</summary>
     /// <returns>Whether KVM took it.</returns>
-    internal bool TrySetMsr(uint index, ulong value)
+    public bool TrySetMsr(uint index, ulong value)
     {
         byte* argument = stackalloc byte[8 + sizeof(KvmMsrEntry)];
         new Span<byte>(argument, 8 + sizeof(KvmMsrEntry)).Clear();
@@ -109,7 +109,7 @@ internal sealed unsafe class KvmVcpu : IDisposable
 
     /// <summary>Sets XCR0.</summary>
     /// <returns>Whether KVM took it.</returns>
-    internal bool TrySetXcr0(ulong value)
+    public bool TrySetXcr0(ulong value)
     {
         byte* argument = stackalloc byte[XcrsSize];
         new Span<byte>(argument, XcrsSize).Clear();
