@@ -245,26 +245,4 @@ public class GuestViewSpecs
         Assert.Equal(0x9090UL, regs.R11);
         Assert.InRange(machine.Vcpus[0].Exits.Total(ExitKind.CodeWrite), 22, long.MaxValue);
     }
-
-    [SkippableFact(DisplayName = "Code that reads itself finds its own bytes, not our traps")]
-    public void CodeReadsAsWritten()
-    {
-        byte[] program = TinyKernel.Assemble(Write);
-        using VirtualMachine machine = TinyKernel.Load(Write);
-
-        Assert.IsType<VcpuStop.PoweredOff>(machine.Vcpus[0].Run());
-
-        Assert.Equal(BitConverter.ToUInt64(program), machine.Registers().R9);
-
-        static void Write(Assembler a)
-        {
-            a.pushfq();
-            a.pop(r8);
-            a.pushfq();
-            a.pop(r8);
-            a.mov(rbx, TinyKernel.Entry);
-            a.mov(r9, __qword_ptr[rbx]);
-            a.PowerOff();
-        }
-    }
 }
