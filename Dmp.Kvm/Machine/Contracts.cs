@@ -1,4 +1,5 @@
 using Dmp.Kvm.Cpu;
+using Dmp.Kvm.Patching;
 
 namespace Dmp.Kvm.Machine;
 
@@ -27,6 +28,12 @@ public sealed record MachineConfiguration
     /// Whether the virtual TLB is compared with the guest's page tables from time to time; a difference ends the run as an own failure.
     /// </summary>
     public bool Audit { get; init; }
+
+    /// <summary>Whether guest code may be patched.</summary>
+    public bool Patching { get; init; }
+
+    /// <summary>Names of the templates that are switched off.</summary>
+    public IReadOnlySet<string> DisabledTemplates { get; init; } = System.Collections.Frozen.FrozenSet<string>.Empty;
 }
 
 /// <summary>A machine: its vCPUs, its console and its counters. Implemented by <see cref="VirtualMachine"/>; faked in specs.</summary>
@@ -37,6 +44,9 @@ public interface IMachine : IDisposable
 
     /// <summary>The serial console.</summary>
     ISerialConsole Console { get; }
+
+    /// <summary>The patch engine, or null for a machine that only traps.</summary>
+    IPatchEngine? Patching => null;
 }
 
 /// <summary>
