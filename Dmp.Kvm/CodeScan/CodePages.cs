@@ -2,9 +2,34 @@ using Dmp.Kvm.Memory;
 
 namespace Dmp.Kvm.CodeScan;
 
+/// <summary>What a scan may put into a page of code besides traps. Called under the lock of <see cref="CodePages"/>.</summary>
+internal interface IPagePatches
+{
+    /// <summary>A page was scanned: says what to replace, by <see cref="CodePages.TryReplace"/>.</summary>
+    /// <param name="page">Virtual address of the page.</param>
+    void Scanned(ulong page);
+
+    /// <summary>A page's original bytes are back.</summary>
+    /// <param name="page">Virtual address of the page.</param>
+    void Released(ulong page);
+}
+
+/// <summary>Whether bytes of a code page could be replaced.</summary>
+internal enum Replacement
+{
+    /// <summary>They are.</summary>
+    Done,
+
+    /// <summary>The page is not scanned at the moment: the guest is changing it, or has never run it.</summary>
+    NotScanned,
+
+    /// <summary>The guest's bytes are others than expected.</summary>
+    Different,
+}
+
 /// <summary>
-/// The frames that hold scanned kernel code, with the bytes that traps replaced. One for the machine; every member takes the lock,
-/// which nobody holds while waiting for anything.
+/// The frames that hold scanned kernel code, with the bytes that traps and patches replaced. One for the machine; every member takes the
+/// lock, which nobody holds while waiting for anything. Lock order: this one before the patch engine's.
 /// </summary>
 internal sealed class CodePages(GuestMemory memory)
 {
@@ -13,6 +38,10 @@ internal sealed class CodePages(GuestMemory memory)
 
     private readonly Lock sync = new();
     private readonly Dictionary<ulong, CodePage> pages = [];
+    private readonly Dictionary<ulong, ulong> frames = [];
+
+    /// <summary>Asked at each scan; set before the first.</summary>
+    internal IPagePatches? Patches { get; set; }
 
     /// <summary>Frames scanned since the start.</summary>
     internal long Scans { get; private set; }
@@ -26,6 +55,27 @@ internal sealed class CodePages(GuestMemory memory)
         lock (sync)
         {
             return pages.ContainsKey(frame);
+        }
+    }
+
+    /// <summary>
+    /// Whether a frame may be executed at a page without another scan. A frame with patches may not at another page than the one that
+    /// it was scanned at: their jumps lead elsewhere from there.
+    /// </summary>
+    internal bool MayExecute(ulong frame, ulong page)
+    {
+        lock (sync)
+        {
+            return pages.TryGetValue(frame, out CodePage? found) && (found.Patched == 0 || found.Page == page);
+        }
+    }
+
+    /// <summary>The frame of a page that is scanned at a virtual address.</summary>
+    internal bool TryFindFrame(ulong page, out ulong frame)
+    {
+        lock (sync)
+        {
+            return frames.TryGetValue(page, out frame);
         }
     }
 
@@ -63,9 +113,10 @@ internal sealed class CodePages(GuestMemory memory)
 
     /// <summary>Puts traps into a frame and remembers the bytes.</summary>
     /// <param name="frame">The frame.</param>
+    /// <param name="page">Virtual address that it runs at.</param>
     /// <param name="traps">Offsets in the frame.</param>
     /// <param name="spill">Bytes of the last instruction beyond the frame.</param>
-    internal void Add(ulong frame, List<int> traps, int spill)
+    internal void Add(ulong frame, ulong page, List<int> traps, int spill)
     {
         lock (sync)
         {
@@ -76,15 +127,16 @@ internal sealed class CodePages(GuestMemory memory)
 
             Scans++;
             Span<byte> bytes = Bytes(frame);
-            CodePage page = new(traps.Count, spill);
-            for (int index = 0; index < traps.Count; index++)
+            CodePage added = new(page, spill);
+            foreach (int trap in traps)
             {
-                page.Offsets[index] = (ushort)traps[index];
-                page.Originals[index] = bytes[traps[index]];
-                bytes[traps[index]] = Trap;
+                added.Replaced.Add((ushort)trap, bytes[trap]);
+                bytes[trap] = Trap;
             }
 
-            pages.Add(frame, page);
+            pages.Add(frame, added);
+            frames[page] = frame;
+            Patches?.Scanned(page);
         }
     }
 
@@ -101,6 +153,105 @@ internal sealed class CodePages(GuestMemory memory)
 
             Restores++;
             Restore(page, Bytes(frame), 0);
+            if (frames.TryGetValue(page.Page, out ulong current) && current == frame)
+            {
+                _ = frames.Remove(page.Page);
+            }
+
+            Patches?.Released(page.Page);
+            return true;
+        }
+    }
+
+    /// <summary>Replaces bytes of a scanned page.</summary>
+    /// <param name="address">Virtual address of the first; all lie in one page.</param>
+    /// <param name="expected">The guest's own bytes.</param>
+    /// <param name="replacement">What stands there from now on.</param>
+    internal Replacement TryReplace(ulong address, ReadOnlySpan<byte> expected, ReadOnlySpan<byte> replacement)
+    {
+        lock (sync)
+        {
+            if (!TryFind(address, out CodePage? page, out Span<byte> bytes))
+            {
+                return Replacement.NotScanned;
+            }
+
+            int offset = (int)(address & Paging.PageOffsetMask);
+            Span<byte> own = stackalloc byte[expected.Length];
+            bytes = bytes.Slice(offset, expected.Length);
+            bytes.CopyTo(own);
+            Restore(page, own, offset);
+            if (!own.SequenceEqual(expected))
+            {
+                // A guest that copied the replaced bytes, and now puts them back where it took them from, means its own.
+                if (!IsMixture(own, expected, replacement))
+                {
+                    return Replacement.Different;
+                }
+            }
+
+            for (int index = 0; index < expected.Length; index++)
+            {
+                page.Replaced[(ushort)(offset + index)] = expected[index];
+            }
+
+            replacement.CopyTo(bytes);
+            page.Patched++;
+            return Replacement.Done;
+        }
+    }
+
+    /// <summary>Undoes <see cref="TryReplace"/>.</summary>
+    /// <param name="address">Virtual address of the first byte.</param>
+    /// <param name="original">The guest's own bytes.</param>
+    /// <param name="traps">Offsets from the first byte where silent instructions begin.</param>
+    /// <returns>Whether the page is scanned; if not, the guest's bytes are back already.</returns>
+    internal bool TryRestore(ulong address, ReadOnlySpan<byte> original, ReadOnlySpan<int> traps)
+    {
+        lock (sync)
+        {
+            if (!TryFind(address, out CodePage? page, out Span<byte> bytes))
+            {
+                return false;
+            }
+
+            int offset = (int)(address & Paging.PageOffsetMask);
+            for (int index = 0; index < original.Length; index++)
+            {
+                bool isTrap = traps.Contains(index);
+                bytes[offset + index] = isTrap ? Trap : original[index];
+                if (!isTrap)
+                {
+                    _ = page.Replaced.Remove((ushort)(offset + index));
+                }
+            }
+
+            page.Patched--;
+            return true;
+        }
+    }
+
+    /// <summary>Runs an action that no scan, no release and no replacement can happen beside.</summary>
+    internal void Locked(Action action)
+    {
+        lock (sync)
+        {
+            action();
+        }
+    }
+
+    /// <summary>Reads a part of a scanned page as it runs.</summary>
+    /// <returns>Whether the page is scanned.</returns>
+    internal bool TryReadRunning(ulong address, Span<byte> destination)
+    {
+        lock (sync)
+        {
+            if (!TryFind(address, out _, out Span<byte> bytes))
+            {
+                return false;
+            }
+
+            bytes.Slice((int)(address & Paging.PageOffsetMask), destination.Length).CopyTo(destination);
             return true;
         }
     }
@@ -128,31 +279,69 @@ internal sealed class CodePages(GuestMemory memory)
         }
     }
 
-    private static bool Restore(CodePage page, Span<byte> bytes, int offset)
+    private static bool IsMixture(ReadOnlySpan<byte> bytes, ReadOnlySpan<byte> one, ReadOnlySpan<byte> other)
     {
-        int index = Array.BinarySearch(page.Offsets, (ushort)offset);
-        bool first = index >= 0;
-        for (index = first ? index : ~index; index < page.Offsets.Length; index++)
+        for (int index = 0; index < bytes.Length; index++)
         {
-            int at = page.Offsets[index] - offset;
-            if (at >= bytes.Length)
+            if (bytes[index] != one[index] && bytes[index] != other[index])
             {
-                break;
+                return false;
             }
-
-            bytes[at] = page.Originals[index];
         }
 
-        return first;
+        return true;
+    }
+
+    private bool TryFind(ulong address, [System.Diagnostics.CodeAnalysis.NotNullWhen(true)] out CodePage? page, out Span<byte> bytes)
+    {
+        page = null;
+        bytes = default;
+        if (!frames.TryGetValue(address & ~Paging.PageOffsetMask, out ulong frame) || !pages.TryGetValue(frame, out page))
+        {
+            return false;
+        }
+
+        bytes = Bytes(frame);
+        return true;
+    }
+
+    /// <summary>Puts a page's own bytes into a copy of a part of it, or into the page itself.</summary>
+    /// <returns>Whether the first byte was replaced.</returns>
+    private static bool Restore(CodePage page, Span<byte> bytes, int offset)
+    {
+        if (bytes.Length < page.Replaced.Count)
+        {
+            for (int index = 0; index < bytes.Length; index++)
+            {
+                if (page.Replaced.TryGetValue((ushort)(offset + index), out byte original))
+                {
+                    bytes[index] = original;
+                }
+            }
+        }
+        else
+        {
+            foreach ((ushort at, byte original) in page.Replaced)
+            {
+                if ((uint)(at - offset) < (uint)bytes.Length)
+                {
+                    bytes[at - offset] = original;
+                }
+            }
+        }
+
+        return page.Replaced.ContainsKey((ushort)offset);
     }
 
     private Span<byte> Bytes(ulong frame) =>
         memory.Slice(new GuestPhysicalAddress(frame << Paging.PageShift), Paging.PageSize);
 
-    private sealed class CodePage(int traps, int spill)
+    private sealed class CodePage(ulong page, int spill)
     {
-        internal readonly ushort[] Offsets = new ushort[traps];
-        internal readonly byte[] Originals = new byte[traps];
+        /// <summary>Offsets whose bytes are ours now, with the guest's.</summary>
+        internal readonly Dictionary<ushort, byte> Replaced = [];
+        internal readonly ulong Page = page;
         internal readonly int Spill = spill;
+        internal int Patched;
     }
 }

@@ -163,6 +163,7 @@ internal sealed class MemoryFaults
     {
         ulong frame = translation.Address.Frame;
         bool isCode = code.Contains(frame);
+        bool mayRun = isCode && code.MayExecute(frame, address & ~Paging.PageOffsetMask);
         bool stepped = frame == steppedFrame;
 
         // Without CR0.WP the guest's kernel writes to read-only pages; CPL 3 never does, so the entry must allow it.
@@ -171,7 +172,7 @@ internal sealed class MemoryFaults
         {
             Frame = machine.Value & ~Paging.PageOffsetMask,
             Writable = writable && translation.Dirty && !isCode,
-            Executable = translation.Executable && (!kernelCode || isCode || stepped),
+            Executable = translation.Executable && (!kernelCode || mayRun || stepped),
             User = translation.User,
             Global = translation.Global,
             GuestLevel = translation.Level,
@@ -209,13 +210,14 @@ internal sealed class MemoryFaults
             }
 
             bool isCode = code.Contains(translation.Address.Frame);
+            bool mayRun = kernelCode ? isCode && code.MayExecute(translation.Address.Frame, neighbour) : !isCode;
             tlb.Fill(
                 neighbour,
                 new ShadowLeaf
                 {
                     Frame = machine.Value & ~Paging.PageOffsetMask,
                     Writable = translation.Writable && translation.Dirty && !isCode,
-                    Executable = translation.Executable && (kernelCode ? isCode : !isCode),
+                    Executable = translation.Executable && mayRun,
                     User = translation.User,
                     Global = translation.Global,
                     GuestLevel = 1,
@@ -234,12 +236,17 @@ internal sealed class MemoryFaults
 
     private void Scan(ulong address, ulong rip, ulong frame)
     {
+        ulong page = address & ~Paging.PageOffsetMask;
         if (code.Contains(frame))
         {
-            return;
+            if (code.MayExecute(frame, page))
+            {
+                return;
+            }
+
+            Release(frame);
         }
 
-        ulong page = address & ~Paging.PageOffsetMask;
         int lead = access.Fetch(page - LeadIn, window.AsSpan(0, LeadIn), out _) == LeadIn ? LeadIn : 0;
         int read = access.Fetch(page, window.AsSpan(lead, Paging.PageSize + LeadOut), out _);
         ulong previous = lead == 0 ? NoFrame : FrameOf(page - 1);
@@ -254,7 +261,7 @@ internal sealed class MemoryFaults
             window.AsSpan(0, lead + read),
             new ScanRequest(lead, Paging.PageSize, boundary, spill < 0 ? -1 : lead + spill),
             traps);
-        code.Add(frame, traps, tail);
+        code.Add(frame, page, traps, tail);
         tlb.DropWritable(frame);
     }
 }

@@ -4,6 +4,7 @@ using Dmp.Kvm.Devices;
 using Dmp.Kvm.Emulation;
 using Dmp.Kvm.Interop;
 using Dmp.Kvm.Memory;
+using Dmp.Kvm.Patching;
 
 namespace Dmp.Kvm.Machine;
 
@@ -15,6 +16,9 @@ internal sealed record SharedMachine
     internal required MappedMemory Monitor { get; init; }
 
     internal required CodePages Code { get; init; }
+
+    /// <summary>The patch engine, or null.</summary>
+    internal required PatchEngine? Patches { get; init; }
 
     internal required CpuidModel Cpuid { get; init; }
 

@@ -1,12 +1,14 @@
 using System.Diagnostics;
 using System.Globalization;
 using System.Text;
+using Dmp.Kvm.CodeScan;
 using Dmp.Kvm.Cpu;
 using Dmp.Kvm.Devices;
 using Dmp.Kvm.Emulation;
 using Dmp.Kvm.Interop;
 using Dmp.Kvm.Memory;
 using Dmp.Kvm.Monitor;
+using Dmp.Kvm.Patching;
 using Iced.Intel;
 
 namespace Dmp.Kvm.Machine;
@@ -27,7 +29,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
     private readonly SharedMachine machine;
     private readonly KvmVcpu kvm;
     private readonly RealRegisters real;
-    private readonly CpuState state = new();
+    private readonly CpuState state;
     private readonly EmulationContext context;
     private readonly SensitiveInstructions emulator;
     private readonly MmioInstructions mmio;
@@ -39,6 +41,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
     private readonly InstructionFetcher fetcher;
     private readonly Chipset chipset;
     private readonly ulong frameOffset;
+    private readonly ImplantMap? implants;
     private readonly RecentExits recent = new(LastExits);
 
     // Thread-safe by nature (signals); replaced only between two runs, and published with Volatile.
@@ -51,6 +54,10 @@ internal sealed class Vcpu : IVcpu, IDisposable
     private KvmSregs savedSregs;
     private bool midGuest;
     private bool interruptShadow;
+
+    // Where the last exit was when it was in an implant. Inside a template RIP stays the real one: the guest is at no address.
+    private ImplantAddress? implant;
+    private ulong implantRip;
     private long leftGuest;
     private int samePlace;
     private ulong samePlaceRip;
@@ -64,7 +71,14 @@ internal sealed class Vcpu : IVcpu, IDisposable
         kvm = vm.CreateVcpu(index);
         kvm.SetCpuid(machine.SupportedCpuid);
         ShadowProgram shadow = new(machine.Monitor, index, machine.HardwareWalksTables, RunMonitorCode);
-        tlb = new VirtualTlb(shadow, machine.Memory.FrameLimit, MonitorImage.Pml4Slot, MonitorImage.Pml4Entry);
+        state = new CpuState(new VcpuPage(machine.Monitor, index));
+        implants = machine.Patches?.Map;
+        tlb = new VirtualTlb(
+            shadow,
+            machine.Memory.FrameLimit,
+            MonitorImage.Pml4Slot,
+            MonitorImage.Pml4Entry,
+            implants is null ? 0 : MonitorImage.ExposedEntry(index));
         access = new GuestAccess(machine.Memory, machine.Code, state, ReleaseCode);
         events = new EventDelivery(kvm, state, access);
         fetcher = new InstructionFetcher(access);
@@ -160,7 +174,17 @@ internal sealed class Vcpu : IVcpu, IDisposable
                 return stop;
             }
 
-            if (!midGuest)
+            if (!midGuest && InsideTemplate)
+            {
+                // Nothing may happen to the guest here. It is over in a moment.
+                if (Volatile.Read(ref pauseRequested) != 0 || chipset.InterruptPending(Index))
+                {
+                    KickAt(machine.Clock.Nanoseconds + KickRetryNanoseconds);
+                }
+
+                LoadRealRegisters();
+            }
+            else if (!midGuest)
             {
                 if (Interlocked.Exchange(ref pauseRequested, 0) != 0)
                 {
@@ -208,7 +232,58 @@ internal sealed class Vcpu : IVcpu, IDisposable
             audit?.Sample();
         }
 
+        if (implants is not null && !state.UserMode)
+        {
+            state.Page[VcpuPageField.InterruptPending] =
+                !state.InterruptFlag && chipset.InterruptPending(Index) ? 1UL : 0;
+            kvm.Regs.Rip = implants.RealAddress(kvm.Regs.Rip);
+        }
+
         real.Load(state, tlb.Root(state.UserMode), faults.Stepping);
+    }
+
+    /// <summary>Whether the vCPU stands between two instructions of a template.</summary>
+    private bool InsideTemplate => implant is { Point: ImplantPoint.Inner };
+
+    /// <summary>Where the guest instruction is that RIP belongs to.</summary>
+    private ulong GuestRip => InsideTemplate ? implant!.Value.GuestAddress : kvm.Regs.Rip;
+
+    /// <summary>Finds out whether the guest stopped in an implant. If that is exactly before a guest instruction, RIP becomes its.</summary>
+    private void LeaveImplant()
+    {
+        implant = null;
+        ref KvmRegs regs = ref kvm.Regs;
+        if (implants is null || state.UserMode || !ImplantMap.IsInArena(regs.Rip))
+        {
+            return;
+        }
+
+        implant = implants.Find(regs.Rip);
+        implantRip = regs.Rip;
+        if (implant is { Point: not ImplantPoint.Inner } exact)
+        {
+            regs.Rip = exact.GuestAddress;
+            interruptShadow = exact.Point == ImplantPoint.Shadowed;
+        }
+    }
+
+    /// <summary>The instruction of a template faults for the guest: as if it had not begun.</summary>
+    private void UndoTemplate()
+    {
+        if (implant is not { Point: ImplantPoint.Inner } inner)
+        {
+            return;
+        }
+
+        ref KvmRegs regs = ref kvm.Regs;
+        regs.Rip = inner.GuestAddress;
+        if (inner.RegistersSaved)
+        {
+            regs.Rax = state.Page[VcpuPageField.Scratch0];
+            regs.Rcx = state.Page[VcpuPageField.Scratch1];
+        }
+
+        implant = null;
     }
 
     private VcpuStop? Dispatch(ushort port)
@@ -227,6 +302,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
         regs.Rsp = frame[3];
         NoteUserSelectors((ushort)frame[1], (ushort)frame[4]);
         uint error = (uint)machine.Monitor.Word(frameOffset - sizeof(ulong));
+        LeaveImplant();
         ExceptionVector vector = (ExceptionVector)port;
         recent.Add((byte)port, regs.Rip, kvm.Sregs.Cr2, error);
         switch (vector)
@@ -235,7 +311,9 @@ internal sealed class Vcpu : IVcpu, IDisposable
                 return PageFault(kvm.Sregs.Cr2, (PageFaultError)error);
             case ExceptionVector.GeneralProtection:
             case ExceptionVector.InvalidOpcode:
-                return Sensitive(new GuestFault(vector, error));
+                return IsInsideWindow(regs.Rip)
+                    ? EnterImplant(regs.Rip)
+                    : Sensitive(new GuestFault(vector, error));
             case ExceptionVector.Debug:
                 return Debug();
             case ExceptionVector.DoubleFault:
@@ -246,6 +324,19 @@ internal sealed class Vcpu : IVcpu, IDisposable
                     ? EventSource.Software
                     : EventSource.Hardware);
         }
+    }
+
+    /// <summary>
+    /// Whether guest code went to the inside of a window, where the bytes of the jump fault: a saved context from before the patch, or a
+    /// branch that nobody foresaw.
+    /// </summary>
+    private bool IsInsideWindow(ulong rip) =>
+        implants is not null && implant is null && !state.UserMode && implants.RealAddress(rip) != rip;
+
+    private VcpuStop? EnterImplant(ulong rip)
+    {
+        Exits.Count(ExitKind.Other, rip);
+        return CheckProgress(rip);
     }
 
     /// <summary>User code may have gone to other segments of its own, for example to 32-bit code by a far jump.</summary>
@@ -268,8 +359,8 @@ internal sealed class Vcpu : IVcpu, IDisposable
         }
 
         faults.NoteGuestFlags(regs.Rflags);
-        MemoryFaultResult result = faults.Handle(address, error, regs.Rip);
-        Exits.Count(result.Kind, regs.Rip);
+        MemoryFaultResult result = faults.Handle(address, error, GuestRip);
+        Exits.Count(result.Kind, GuestRip);
         switch (result.Action)
         {
             case MemoryFaultAction.Retry:
@@ -299,6 +390,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
     private VcpuStop? Emulate(bool mmioAccess, in GuestFault fault)
     {
         BeforeEmulation?.Invoke();
+        UndoTemplate();
         ref KvmRegs regs = ref kvm.Regs;
         bool found = fetcher.TryFetch(regs.Rip, state.CodeSelector == MonitorSegments.CompatibilityCodeSelector,
             out Instruction instruction, out bool isTrap);
@@ -316,7 +408,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
         // Counted before it runs: RIP is still the site, and an exception thrown on the way has its site on record.
         ulong site = regs.Rip;
         Outcome outcome = state.UserMode ? emulator.ExecuteForUser(instruction) : emulator.Execute(instruction);
-        Exits.Count(KindOf(outcome, instruction, isTrap), site);
+        Exits.Count(KindOf(outcome, instruction, isTrap && SilentInstructions.IsSilent(instruction)), site);
         return Finish(outcome, fault, instruction);
     }
 
@@ -377,6 +469,14 @@ internal sealed class Vcpu : IVcpu, IDisposable
     private VcpuStop? Debug()
     {
         ref KvmRegs regs = ref kvm.Regs;
+        if (implant is { Point: ImplantPoint.Inner } or { Offset: 0 })
+        {
+            // The guest single-steps, and its instruction is not over yet: the jump to the implant is, or a part of a template.
+            Exits.Count(ExitKind.GuestFault, GuestRip);
+            regs.Rip = implantRip;
+            return null;
+        }
+
         if (faults.Stepping)
         {
             Exits.Count(ExitKind.CodeWrite, regs.Rip);
@@ -416,6 +516,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
 
     private VcpuStop? Reflect(in GuestFault fault, EventSource source = EventSource.Hardware)
     {
+        UndoTemplate();
         if (faults.Stepping && faults.EndStep())
         {
             kvm.Regs.Rflags &= ~(ulong)Rflags.Trap;
@@ -540,6 +641,13 @@ internal sealed class Vcpu : IVcpu, IDisposable
         {
             // The byte may be padding in front of a function: seen twice in a row at the same RIP, it was no #BP.
             breakpointGuessRip = rip;
+            return false;
+        }
+
+        LeaveImplant();
+        if (implant is { Point: ImplantPoint.Inner or ImplantPoint.Shadowed })
+        {
+            kvm.Regs.Rip = implantRip;
             return false;
         }
 

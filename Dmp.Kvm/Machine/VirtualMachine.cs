@@ -7,6 +7,7 @@ using Dmp.Kvm.Emulation;
 using Dmp.Kvm.Interop;
 using Dmp.Kvm.Memory;
 using Dmp.Kvm.Monitor;
+using Dmp.Kvm.Patching;
 using Dmp.Kvm.Probe;
 using Dmp.Kvm.Symbols;
 
@@ -22,6 +23,7 @@ public sealed class VirtualMachine : IMachine, IMachineFacts
     private readonly BootState boot;
     private readonly Substrate substrate;
     private readonly Lazy<KernelSymbols?> symbols;
+    private readonly PatchEngine? patches;
 
     private VirtualMachine(MachineConfiguration configuration)
     {
@@ -42,7 +44,17 @@ public sealed class VirtualMachine : IMachine, IMachineFacts
             MapMemory(vm, memory, monitor);
             console = new SerialConsole();
             substrate = Substrate.Measure(kvm);
-            shared = Share(configuration, kvm, memory, monitor);
+            symbols = new Lazy<KernelSymbols?>(() => KernelSymbols.Find(memory, boot));
+            CodePages code = new(memory);
+            patches = configuration.Patching
+                ? new PatchEngine(
+                    code,
+                    new GuestText(memory, code, boot, () => symbols.Value),
+                    new TemplateSet(new TemplateHost(substrate.UserFsGsBase), configuration.DisabledTemplates),
+                    monitor,
+                    boot.KernelVirtualBase.Value)
+                : null;
+            shared = Share(configuration, kvm, memory, monitor, code);
             vcpus = new Vcpu[configuration.Cpus];
             for (int index = 0; index < vcpus.Length; index++)
             {
@@ -51,7 +63,6 @@ public sealed class VirtualMachine : IMachine, IMachineFacts
 
             shared.Control.Attach(vcpus);
             EnterKernel(vcpus[0]);
-            symbols = new Lazy<KernelSymbols?>(() => KernelSymbols.Find(memory, boot));
         }
         catch
         {
@@ -65,6 +76,9 @@ public sealed class VirtualMachine : IMachine, IMachineFacts
 
     /// <inheritdoc/>
     public ISerialConsole Console => console;
+
+    /// <inheritdoc/>
+    public IPatchEngine? Patching => patches;
 
     /// <summary>Identity of the kernel: build id, or hash of the image.</summary>
     public string? KernelId => boot.BuildId;
@@ -171,7 +185,7 @@ public sealed class VirtualMachine : IMachine, IMachineFacts
     }
 
     private SharedMachine Share(
-        MachineConfiguration configuration, KvmSystem kvm, GuestMemory memory, MappedMemory monitor)
+        MachineConfiguration configuration, KvmSystem kvm, GuestMemory memory, MappedMemory monitor, CodePages code)
     {
         if (!substrate.HostFillsSeen)
         {
@@ -192,7 +206,8 @@ public sealed class VirtualMachine : IMachine, IMachineFacts
         {
             Memory = memory,
             Monitor = monitor,
-            Code = new CodePages(memory),
+            Code = code,
+            Patches = patches,
             Cpuid = new CpuidModel(visible, new CpuidConfiguration(configuration.Cpus, frequency, intel)),
             SupportedCpuid = supported,
             Clock = clock,

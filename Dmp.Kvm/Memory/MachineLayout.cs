@@ -6,7 +6,9 @@ namespace Dmp.Kvm.Memory;
 /// </summary>
 /// <remarks>
 /// The monitor is one region of machine memory: shared pages first (descriptor tables, stubs, static page tables), then one block a
-/// vCPU, then one pool of shadow tables a vCPU. It is mapped linearly at <see cref="MonitorBase"/>.
+/// vCPU, the arena of implants, and one pool of shadow tables a vCPU. It is mapped linearly at <see cref="MonitorBase"/>,
+/// supervisor-only. What implants run from and work on is mapped a second time, accessible at CPL 3 but in kernel views alone, at
+/// <see cref="ExposedBase"/>.
 /// </remarks>
 internal static class MachineLayout
 {
@@ -27,6 +29,21 @@ internal static class MachineLayout
     /// first of the negative half, supervisor-only.
     /// </summary>
     internal const ulong MonitorBase = 0xFFFF_8000_0000_0000;
+
+    /// <summary>
+    /// Virtual address of what the guest's kernel may touch: the last GiB of a hole that Linux leaves unused
+    /// (Documentation/x86/x86_64/mm.rst), within reach of a 32-bit displacement from kernel text and modules.
+    /// </summary>
+    internal const ulong ExposedBase = 0xFFFF_FFFF_4000_0000;
+
+    /// <summary>Virtual address of the arena. Its memory is sparse: implants lie where their jumps' bytes want them.</summary>
+    internal const ulong ArenaBase = 0xFFFF_FFFF_7000_0000;
+
+    /// <summary>Bytes of address space of the arena; behind it lies the vCPU's page.</summary>
+    internal const ulong ArenaSize = 0x0FE0_0000;
+
+    /// <summary>Virtual address of the page that each vCPU shares with the implants it runs: another page on each vCPU.</summary>
+    internal const ulong VcpuPageAddress = 0xFFFF_FFFF_7FFF_F000;
 
     /// <summary>Offset in the monitor region of the GDT.</summary>
     internal const ulong GdtOffset = 0x0000;
@@ -58,6 +75,15 @@ internal static class MachineLayout
     /// <summary>Within a vCPU's block: the end of its exception stack (it grows down from here).</summary>
     internal const ulong StackTopOffset = 0x4000;
 
+    /// <summary>Within a vCPU's block: page directory of <see cref="ExposedBase"/>.</summary>
+    internal const ulong ExposedPdOffset = 0x4000;
+
+    /// <summary>Within a vCPU's block: page table of the last 2 MiB there, with the vCPU's page.</summary>
+    internal const ulong ExposedPtOffset = 0x5000;
+
+    /// <summary>Within a vCPU's block: the page at <see cref="VcpuPageAddress"/>.</summary>
+    internal const ulong VcpuPageOffset = 0x6000;
+
     /// <summary>Within a vCPU's block: the code that changes shadow entries from inside the VM.</summary>
     internal const ulong ShadowProgramOffset = 0x8000;
 
@@ -67,8 +93,17 @@ internal static class MachineLayout
     /// <summary>The most vCPUs a machine can have.</summary>
     internal const int MaximumVcpus = 16;
 
+    /// <summary>Offset of the page tables of the arena, one for each of its 2 MiB.</summary>
+    internal const ulong ArenaTablesOffset = 0x12_0000;
+
+    /// <summary>Offset of the arena's memory.</summary>
+    internal const ulong ArenaFramesOffset = 0x20_0000;
+
+    /// <summary>Pages of memory that the arena has.</summary>
+    internal const int ArenaFrames = 2048;
+
     /// <summary>Offset of the first pool of shadow tables.</summary>
-    internal const ulong ShadowPoolsOffset = 0x20_0000;
+    internal const ulong ShadowPoolsOffset = ArenaFramesOffset + ((ulong)ArenaFrames * Paging.PageSize);
 
     /// <summary>Shadow tables a vCPU has.</summary>
     internal const int ShadowTablesPerVcpu = 2048;

@@ -38,7 +38,8 @@ internal sealed class VirtualTlb
 {
     private const int Tags = 8;
     private const int RootsPerTag = 2;
-    private const int FirstPooledTable = Tags * RootsPerTag;
+    private const int ExposedTable = Tags * RootsPerTag;
+    private const int FirstPooledTable = ExposedTable + 1;
     private const int KernelHalf = Paging.EntriesPerTable / 2;
     private const int TopLevel = 4;
     private const int LowWater = 8;
@@ -48,6 +49,8 @@ internal sealed class VirtualTlb
 
     private const ulong TableBits = (ulong)(PageEntry.Present | PageEntry.Writable | PageEntry.User | PageEntry.Accessed);
     private const ulong LeafBits = (ulong)(PageEntry.Present | PageEntry.User | PageEntry.Accessed | PageEntry.Dirty);
+
+    private static readonly int ExposedSlot = Paging.Index(MachineLayout.ExposedBase, TopLevel);
 
     private readonly IShadowMemory memory;
     private readonly ReverseMap smallMap;
@@ -70,7 +73,10 @@ internal sealed class VirtualTlb
     /// <param name="frames">Frames of guest RAM, for the reverse map.</param>
     /// <param name="monitorSlot">The PML4 slot of the monitor.</param>
     /// <param name="monitorEntry">Its entry, in every root.</param>
-    internal VirtualTlb(IShadowMemory memory, ulong frames, int monitorSlot, ulong monitorEntry)
+    /// <param name="exposedEntry">
+    /// The entry for the 1 GiB at <see cref="MachineLayout.ExposedBase"/>, in every kernel view; 0 for none.
+    /// </param>
+    internal VirtualTlb(IShadowMemory memory, ulong frames, int monitorSlot, ulong monitorEntry, ulong exposedEntry = 0)
     {
         this.memory = memory;
         int slots = memory.Tables * Paging.EntriesPerTable;
@@ -88,7 +94,12 @@ internal sealed class VirtualTlb
             memory.Set(Slot(tags[index].UserRoot, monitorSlot), monitorEntry);
             owner[tags[index].KernelRoot] = owner[tags[index].UserRoot] = (sbyte)index;
             levels[tags[index].KernelRoot] = levels[tags[index].UserRoot] = TopLevel;
+            memory.Set(Slot(tags[index].KernelRoot, ExposedSlot), TableEntry(ExposedTable));
         }
+
+        levels[ExposedTable] = TopLevel - 1;
+        owner[ExposedTable] = SharedByAllTags;
+        memory.Set(Slot(ExposedTable, Paging.Index(MachineLayout.ExposedBase, TopLevel - 1)), exposedEntry);
 
         FreeAllTables();
         tags[0].InUse = true;
@@ -219,6 +230,11 @@ internal sealed class VirtualTlb
                 entry = 0;
             }
 
+            if (entry != 0 && IsForeign(entry))
+            {
+                throw new InvalidOperationException("the guest maps memory where the arena lies");
+            }
+
             MarkFragments(table, leaf.GuestLevel, level);
             table = entry != 0 ? TableAt(entry) : Grow(tag, slot, level, kernelHalf && !userView, userView);
         }
@@ -341,13 +357,15 @@ internal sealed class VirtualTlb
 
     private int TableAt(ulong entry) => (int)(((entry & Paging.FrameMask) - memory.MachineBase) / Paging.PageSize);
 
+    private ulong TableEntry(int table) => (memory.MachineBase + ((ulong)table * Paging.PageSize)) | TableBits;
+
     private int Grow(Tag tag, int slot, int level, bool shared, bool userView)
     {
         int table = free.Pop();
         levels[table] = (byte)(level - 1);
         fragmentLevel[table] = 0;
         owner[table] = (sbyte)(shared ? SharedByAllTags : current);
-        ulong entry = (memory.MachineBase + ((ulong)table * Paging.PageSize)) | TableBits;
+        ulong entry = TableEntry(table);
         memory.Set(slot, entry);
         if (level == TopLevel)
         {
@@ -452,6 +470,11 @@ internal sealed class VirtualTlb
                 return;
             }
 
+            if (IsForeign(entry))
+            {
+                return;
+            }
+
             table = TableAt(entry);
         }
     }
@@ -470,7 +493,7 @@ internal sealed class VirtualTlb
             {
                 doomed.Add(Slot(table, index));
             }
-            else
+            else if (!IsForeign(entry))
             {
                 DoomSubtree(TableAt(entry), level - 1);
             }
@@ -607,11 +630,11 @@ internal sealed class VirtualTlb
         FlushAll();
         for (int table = 0; table < memory.Tables; table++)
         {
-            bool isRoot = table < FirstPooledTable;
+            bool isFixed = table < FirstPooledTable;
             for (int index = 0; index < Paging.EntriesPerTable; index++)
             {
                 ulong entry = memory.Get(Slot(table, index));
-                if (entry != 0 && !(isRoot && IsForeign(entry)))
+                if (entry != 0 && !(isFixed && (IsForeign(entry) || TableAt(entry) == ExposedTable)))
                 {
                     doomed.Add(Slot(table, index));
                 }
@@ -622,7 +645,7 @@ internal sealed class VirtualTlb
         FreeAllTables();
     }
 
-    /// <summary>Whether a root's entry points outside the pool: the monitor's.</summary>
+    /// <summary>Whether an entry of an upper table points outside the pool: to the monitor, or to what it exposes.</summary>
     private bool IsForeign(ulong entry) =>
         (entry & Paging.FrameMask) - memory.MachineBase >= (ulong)memory.Tables * Paging.PageSize;
 
@@ -652,6 +675,11 @@ internal sealed class VirtualTlb
                 return slot;
             }
 
+            if (IsForeign(entry))
+            {
+                return -1;
+            }
+
             table = TableAt(entry);
         }
 
@@ -663,7 +691,8 @@ internal sealed class VirtualTlb
         for (int index = 0; index < Paging.EntriesPerTable; index++)
         {
             ulong entry = memory.Get(Slot(table, index));
-            if (entry == 0 || (level == TopLevel && IsForeign(entry)))
+            bool isLeaf = level == 1 || (level == 2 && ((PageEntry)entry).HasFlag(PageEntry.Large));
+            if (entry == 0 || (!isLeaf && IsForeign(entry)))
             {
                 continue;
             }
@@ -674,7 +703,7 @@ internal sealed class VirtualTlb
                 address |= ulong.MaxValue << (Paging.LevelShift(TopLevel) + 9);
             }
 
-            if (level == 1 || ((PageEntry)entry).HasFlag(PageEntry.Large))
+            if (isLeaf)
             {
                 visit(address, entry, level);
             }

@@ -52,6 +52,7 @@ internal static class MonitorImage
 
             // No I/O bitmap: its offset lies beyond the limit, so every port access at CPL 3 faults.
             BinaryPrimitives.WriteUInt16LittleEndian(tss[TssIoMapOffset..], TssSize);
+            WriteExposedTables(region, vcpu);
         }
     }
 
@@ -117,6 +118,32 @@ internal static class MonitorImage
         code.Assemble(buffer, MachineLayout.MonitorBase + offset);
         buffer.Bytes.CopyTo(region.Slice(offset, StubSize));
     }
+
+    /// <summary>The entry for the 1 GiB that a vCPU's kernel views expose at <see cref="MachineLayout.ExposedBase"/>.</summary>
+    internal static ulong ExposedEntry(int vcpu) => MachineAddressOf(MachineLayout.VcpuBlock(vcpu) + MachineLayout.ExposedPdOffset)
+        | TableEntry | (ulong)PageEntry.User;
+
+    private static ulong MachineAddressOf(ulong offset) => MachineLayout.MonitorMachineBase + offset;
+
+    /// <summary>The tables of the arena, which all vCPUs share and nothing is in yet, and of the vCPU's own page.</summary>
+    private static void WriteExposedTables(MappedMemory region, int vcpu)
+    {
+        const ulong UserTable = TableEntry | (ulong)PageEntry.User;
+        const ulong PageLeaf = UserTable | (ulong)(PageEntry.Dirty | PageEntry.NoExecute);
+        ulong directory = MachineLayout.VcpuBlock(vcpu) + MachineLayout.ExposedPdOffset;
+        for (ulong covered = 0; covered < MachineLayout.ArenaSize; covered += Paging.LargePageSize)
+        {
+            region.Word(directory + EntryOffset(MachineLayout.ArenaBase + covered, 2)) = UserTable
+                | MachineAddressOf(MachineLayout.ArenaTablesOffset + (covered / Paging.LargePageSize * Paging.PageSize));
+        }
+
+        ulong table = MachineLayout.VcpuBlock(vcpu) + MachineLayout.ExposedPtOffset;
+        region.Word(directory + EntryOffset(MachineLayout.VcpuPageAddress, 2)) = MachineAddressOf(table) | UserTable;
+        region.Word(table + EntryOffset(MachineLayout.VcpuPageAddress, 1)) =
+            MachineAddressOf(MachineLayout.VcpuBlock(vcpu) + MachineLayout.VcpuPageOffset) | PageLeaf;
+    }
+
+    private static ulong EntryOffset(ulong address, int level) => (ulong)Paging.Index(address, level) * Paging.EntrySize;
 
     private static void WritePageTables(MappedMemory region)
     {

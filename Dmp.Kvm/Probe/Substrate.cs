@@ -29,6 +29,9 @@ internal sealed record Substrate
     /// <summary>Whether CPUID at CPL 3 shows the host's CPU, whatever KVM was told.</summary>
     internal required bool UserCpuidIsHosts { get; init; }
 
+    /// <summary>Whether RDGSBASE and WRGSBASE work at CPL 3.</summary>
+    internal required bool UserFsGsBase { get; init; }
+
     /// <summary>What the guest's TSC reads minus what the host's does.</summary>
     internal required ulong TscOffset { get; init; }
 
@@ -58,6 +61,7 @@ internal sealed record Substrate
             HostRemovalsSeen = removals,
             SyscallEntersCpl0 = vm.RunUser([0x0F, 0x05]) == MachineLayout.SyscallPort,
             UserCpuidIsHosts = MeasureCpuid(vm),
+            UserFsGsBase = MeasureBases(vm),
             TscOffset = MeasureTscOffset(vm),
             TscFrequency = (ulong)vm.Vcpu.TscKilohertz() * 1000,
         };
@@ -95,6 +99,16 @@ internal sealed record Substrate
         _ = vm.RunMonitor([0x0F, 0x20, 0xD8, 0x0F, 0x22, 0xD8, 0xE6, MachineLayout.ShadowProgramDonePort]);
         bool removed = vm.RunUser(read) == Faults;
         return (absent && filled, removed);
+    }
+
+    private static bool MeasureBases(ProbeVm vm)
+    {
+        // wrgsbase rbx; rdgsbase rax; hlt
+        const ulong Base = 0x1234_5000;
+        vm.Vcpu.Regs.Rbx = Base;
+        return vm.RunUser([0xF3, 0x48, 0x0F, 0xAE, 0xDB, 0xF3, 0x48, 0x0F, 0xAE, 0xC8, 0xF4])
+            == (ushort)Cpu.ExceptionVector.GeneralProtection
+            && vm.Vcpu.Regs.Rax == Base && vm.Vcpu.Sregs.Gs.Base == Base;
     }
 
     private static bool MeasureCpuid(ProbeVm vm)

@@ -40,6 +40,7 @@ public static class SubstrateProbe
         new("host_page_table_writes", found.HostRemovalsSeen ? "seen" : "unseen", "present entries that the host changes or removes"),
         new("syscall", found.SyscallEntersCpl0 ? "enters CPL 0" : "stays at CPL 3", "where SYSCALL from guest user code leads"),
         new("user_cpuid", found.UserCpuidIsHosts ? "host" : "kvm", "what guest user code sees when it executes CPUID"),
+        new("user_fsgsbase", found.UserFsGsBase ? "native" : "unavailable", "RDGSBASE and WRGSBASE at CPL 3: SWAPGS can be patched with them"),
         new("tsc_khz", Text($"{found.TscFrequency / 1000}"), "what the guest's clock counts with"),
     ];
 

@@ -95,6 +95,25 @@ public sealed class KernelSymbols
         return string.Create(CultureInfo.InvariantCulture, $"{Encoding.ASCII.GetString(name[..length])}+0x{address - start:x}");
     }
 
+    /// <summary>The range of the symbol that an address lies in: to the next symbol's start.</summary>
+    /// <param name="address">Virtual address.</param>
+    /// <returns>Null for an address outside the kernel.</returns>
+    public (ulong Start, ulong End)? Range(ulong address)
+    {
+        if (address >= _end || address < _relativeBase)
+        {
+            return null;
+        }
+
+        int index = LastAtOrBelow(address);
+        if (index < 0 || Address(index) < _relativeBase)
+        {
+            return null;
+        }
+
+        return (Address(index), index + 1 < Count ? Address(index + 1) : _end);
+    }
+
     /// <summary>Looks a name up. Goes through all names: milliseconds, no memory.</summary>
     /// <param name="name">The symbol's name.</param>
     /// <param name="address">Its virtual address, or 0. Of several symbols with that name (static ones) the lowest.</param>

@@ -1,0 +1,124 @@
+using Dmp.Kvm.Interop;
+using Dmp.Kvm.Memory;
+
+namespace Dmp.Kvm.Patching;
+
+/// <summary>
+/// Memory for implants, executable in every kernel view. Its address space is far larger than its memory, so that an implant can lie
+/// where the bytes of the jump to it are the ones that are wanted. Memory is never given back while the machine lives: a vCPU or a saved
+/// context may still lead there. Belongs to the patch engine, under its lock.
+/// </summary>
+internal sealed class Arena(MappedMemory monitor)
+{
+    private const ulong LeafEntry = (ulong)(PageEntry.Present | PageEntry.User | PageEntry.Accessed);
+
+    private readonly Dictionary<ulong, Page> pages = [];
+
+    /// <summary>Pages of memory in use.</summary>
+    internal int PagesInUse => pages.Count;
+
+    /// <summary>Reserves memory for an implant.</summary>
+    /// <param name="origin">Address that the jump's displacement counts from: the end of the jump.</param>
+    /// <param name="constraint">Which displacements are wanted.</param>
+    /// <param name="length">Bytes of the implant.</param>
+    /// <param name="address">Where it is to lie.</param>
+    /// <returns>Whether there is room.</returns>
+    internal bool TryReserve(ulong origin, DisplacementConstraint constraint, int length, out ulong address)
+    {
+        foreach ((ulong start, Page page) in pages)
+        {
+            if (page.Free >= length && constraint.AllowsPage(start - origin) && TryReserveIn(page, start, origin, constraint, length, out address))
+            {
+                return true;
+            }
+        }
+
+        foreach (ulong start in constraint.Pages(origin, MachineLayout.ArenaBase, MachineLayout.ArenaSize))
+        {
+            if (pages.Count == MachineLayout.ArenaFrames)
+            {
+                break;
+            }
+
+            if (!pages.ContainsKey(start)
+                && TryReserveIn(new Page(pages.Count), start, origin, constraint, length, out address))
+            {
+                return true;
+            }
+        }
+
+        address = 0;
+        return false;
+    }
+
+    /// <summary>Writes an implant to memory that was reserved for it.</summary>
+    internal void Write(ulong address, ReadOnlySpan<byte> code)
+    {
+        ulong start = address & ~Paging.PageOffsetMask;
+        Page page = pages[start];
+        code.CopyTo(monitor.Slice(FrameOffset(page.Frame) + (address - start), code.Length));
+    }
+
+    private bool TryReserveIn(
+        Page page, ulong start, ulong origin, DisplacementConstraint constraint, int length, out ulong address)
+    {
+        for (int offset = 0; offset + length <= Paging.PageSize; offset++)
+        {
+            if (page.IsFree(offset, length, out int next))
+            {
+                address = start + (ulong)offset;
+                if (constraint.Allows(address - origin))
+                {
+                    page.Take(offset, length);
+                    Map(start, page);
+                    return true;
+                }
+            }
+            else
+            {
+                offset = next - 1;
+            }
+        }
+
+        address = 0;
+        return false;
+    }
+
+    private void Map(ulong start, Page page)
+    {
+        if (pages.TryAdd(start, page))
+        {
+            monitor.Slice(FrameOffset(page.Frame), Paging.PageSize).Fill(ImplantEncoder.Filler);
+            ulong table = MachineLayout.ArenaTablesOffset
+                + ((start - MachineLayout.ArenaBase) / Paging.LargePageSize * Paging.PageSize);
+            ulong slot = table + ((ulong)Paging.Index(start, 1) * Paging.EntrySize);
+            Volatile.Write(
+                ref monitor.Word(slot), (MachineLayout.MonitorMachineBase + FrameOffset(page.Frame)) | LeafEntry);
+        }
+    }
+
+    private static ulong FrameOffset(int frame) => MachineLayout.ArenaFramesOffset + ((ulong)frame * Paging.PageSize);
+
+    private sealed class Page(int frame)
+    {
+        private readonly bool[] taken = new bool[Paging.PageSize];
+
+        internal int Frame => frame;
+
+        internal int Free { get; private set; } = Paging.PageSize;
+
+        /// <summary>Whether a range is free; if not, where to look next.</summary>
+        internal bool IsFree(int offset, int length, out int next)
+        {
+            int last = taken.AsSpan(offset, length).LastIndexOf(true);
+            next = offset + last + 1;
+            return last < 0;
+        }
+
+        internal void Take(int offset, int length)
+        {
+            taken.AsSpan(offset, length).Fill(true);
+            Free -= length;
+        }
+    }
+}

@@ -1,0 +1,128 @@
+using Dmp.Kvm.Memory;
+using Iced.Intel;
+using static Iced.Intel.AssemblerRegisters;
+
+namespace Dmp.Kvm.Patching;
+
+/// <summary>What an address within an implant means for the guest.</summary>
+internal enum ImplantPoint : byte
+{
+    /// <summary>In the middle of a template: the guest is at no address. A fault here belongs to the template's instruction.</summary>
+    Inner,
+
+    /// <summary>Exactly before a guest instruction.</summary>
+    Exact,
+
+    /// <summary>Exactly before a guest instruction in the shadow of an STI: faults are the guest's, but nothing is delivered.</summary>
+    Shadowed,
+
+    /// <summary>Exactly before a guest instruction that the VMM is to emulate: a trap stands here.</summary>
+    Emulate,
+}
+
+/// <summary>Collects the code of an implant, and what each of its instructions means.</summary>
+internal sealed class ImplantAssembler
+{
+    private readonly Assembler assembler = new(64);
+    private readonly List<ImplantAddress> points = [];
+    private ulong guestAddress;
+    private bool atStart;
+    private bool shadowed;
+    private bool saved;
+
+    /// <summary>For instructions: <c>code.Asm.mov(...)</c>.</summary>
+    internal Assembler Asm => assembler;
+
+    /// <summary>Instructions so far, each with its meaning; their offsets are not known yet.</summary>
+    internal IReadOnlyList<ImplantAddress> Points
+    {
+        get
+        {
+            NotePoints();
+            return points;
+        }
+    }
+
+    /// <summary>Reads a field of the vCPU's page.</summary>
+    internal void Load(AssemblerRegister64 target, VcpuPageField field) =>
+        assembler.AddInstruction(Instruction.Create(Code.Mov_r64_rm64, target, Operand(field)));
+
+    /// <summary>Reads the low half of a field; the register's upper half becomes 0.</summary>
+    internal void Load(AssemblerRegister32 target, VcpuPageField field) =>
+        assembler.AddInstruction(Instruction.Create(Code.Mov_r32_rm32, target, Operand(field)));
+
+    /// <summary>Writes a field.</summary>
+    internal void Store(VcpuPageField field, AssemblerRegister64 source) =>
+        assembler.AddInstruction(Instruction.Create(Code.Mov_rm64_r64, Operand(field), source));
+
+    /// <summary>Writes a value to a field.</summary>
+    internal void Store(VcpuPageField field, int value) =>
+        assembler.AddInstruction(Instruction.Create(Code.Mov_rm64_imm32, Operand(field), value));
+
+    /// <summary>Compares a register with the low half of a field.</summary>
+    internal void Compare(AssemblerRegister32 register, VcpuPageField field) =>
+        assembler.AddInstruction(Instruction.Create(Code.Cmp_r32_rm32, register, Operand(field)));
+
+    /// <summary>Begins the code for a guest instruction.</summary>
+    internal void Begin(ulong address)
+    {
+        NotePoints();
+        guestAddress = address;
+        atStart = true;
+        saved = false;
+    }
+
+    /// <summary>Leaves the instruction to the VMM. All registers must be as they were before it.</summary>
+    internal void Emulate()
+    {
+        NotePoints();
+        assembler.hlt();
+        points.Add(new ImplantAddress(0, guestAddress, ImplantPoint.Emulate, RegistersSaved: false));
+    }
+
+    /// <summary>Keeps RAX and RCX in Scratch0 and Scratch1: both are free until <see cref="Restore"/>.</summary>
+    internal void Save()
+    {
+        Store(VcpuPageField.Scratch0, rax);
+        Store(VcpuPageField.Scratch1, rcx);
+        NotePoints();
+        saved = true;
+    }
+
+    /// <summary>Gives RAX and RCX back.</summary>
+    internal void Restore()
+    {
+        Load(rcx, VcpuPageField.Scratch1);
+        Load(rax, VcpuPageField.Scratch0);
+        NotePoints();
+        saved = false;
+    }
+
+    /// <summary>The next guest instruction is in the shadow of this one.</summary>
+    internal void ShadowNext()
+    {
+        NotePoints();
+        shadowed = true;
+    }
+
+    /// <summary>The guest's own instruction, moved.</summary>
+    internal void Move(in Instruction instruction) => assembler.AddInstruction(instruction);
+
+    // Relative to RIP: an absolute address in 32 bits reaches only the last 2 GiB.
+    private static MemoryOperand Operand(VcpuPageField field) =>
+        new(Register.RIP, (long)VcpuPage.Address(field), sizeof(ulong));
+
+    private void NotePoints()
+    {
+        while (points.Count < assembler.Instructions.Count)
+        {
+            ImplantPoint point = !atStart ? ImplantPoint.Inner : shadowed ? ImplantPoint.Shadowed : ImplantPoint.Exact;
+            points.Add(new ImplantAddress(0, guestAddress, point, saved));
+            if (atStart)
+            {
+                atStart = false;
+                shadowed = false;
+            }
+        }
+    }
+}

@@ -1,0 +1,97 @@
+using Dmp.Kvm.Cpu;
+using Dmp.Kvm.Memory;
+using Dmp.Kvm.Monitor;
+using Iced.Intel;
+using static Iced.Intel.AssemblerRegisters;
+
+namespace Dmp.Kvm.Patching.Templates;
+
+/// <summary>
+/// IRETQ to the kernel: the processor's own IRETQ, with a frame that returns to CPL 3. The frame's selectors are below the new stack
+/// pointer's life: nobody reads them again. A return to user code, to another selector, with rare flags, or with an IF that an interrupt
+/// waits for, is left to the VMM.
+/// <code>
+/// mov [Scratch0], rax
+/// mov [Scratch1], rcx
+/// mov rax, [rsp]                  ; RIP
+/// mov rcx, [rsp + 32]             ; SS
+/// cmp ecx, [StackSelector]
+/// jne emulate
+/// mov rcx, [rsp + 8]              ; CS
+/// cmp ecx, [CodeSelector]
+/// jne emulate
+/// sar rax, 47                     ; its bits 47 to 63 are set
+/// inc rax
+/// jnz emulate
+/// mov rax, [rsp + 16]             ; RFLAGS
+/// test eax, 37100h
+/// jnz emulate
+/// and eax, 200h
+/// jz set
+/// mov rcx, [InterruptPending]
+/// test rcx, rcx
+/// jnz emulate
+/// set: mov [InterruptFlag], rax
+/// mov dword [rsp + 8], 33h
+/// mov dword [rsp + 32], 2Bh
+/// mov rcx, [Scratch1]
+/// mov rax, [Scratch0]
+/// iretq
+/// emulate: mov rcx, [Scratch1]
+/// mov rax, [Scratch0]
+/// hlt
+/// </code>
+/// The flags are free to change until IRETQ loads them; where the VMM emulates, it loads them too.
+/// </summary>
+internal sealed class InterruptReturn : ImplantTemplate
+{
+    private const int CodeOffset = 8;
+    private const int FlagsOffset = 16;
+    private const int StackOffset = 32;
+    private const byte CanonicalShift = 47;
+
+    /// <inheritdoc/>
+    internal override string Name => "iret";
+
+    /// <inheritdoc/>
+    internal override bool Matches(in Instruction instruction, in TemplateHost host) => instruction.Mnemonic == Mnemonic.Iretq;
+
+    /// <inheritdoc/>
+    internal override void Emit(ImplantAssembler code, in Instruction instruction)
+    {
+        const Rflags Rare = Rflags.Trap | Rflags.NestedTask | Rflags.Resume | Rflags.Virtual8086 | Rflags.IoPrivilege;
+        Assembler asm = code.Asm;
+        Label set = asm.CreateLabel();
+        Label emulate = asm.CreateLabel();
+        code.Save();
+
+        // Its first and its last word prove that all of the frame can be read, before the flags change.
+        asm.mov(rax, __qword_ptr[rsp]);
+        asm.mov(rcx, __qword_ptr[rsp + StackOffset]);
+        code.Compare(ecx, VcpuPageField.StackSelector);
+        asm.jne(emulate);
+        asm.mov(rcx, __qword_ptr[rsp + CodeOffset]);
+        code.Compare(ecx, VcpuPageField.CodeSelector);
+        asm.jne(emulate);
+        asm.sar(rax, CanonicalShift);
+        asm.inc(rax);
+        asm.jne(emulate);
+        asm.mov(rax, __qword_ptr[rsp + FlagsOffset]);
+        asm.test(eax, (int)Rare);
+        asm.jne(emulate);
+        asm.and(eax, (int)Rflags.Interrupt);
+        asm.je(set);
+        code.Load(rcx, VcpuPageField.InterruptPending);
+        asm.test(rcx, rcx);
+        asm.jne(emulate);
+        asm.Label(ref set);
+        code.Store(VcpuPageField.InterruptFlag, rax);
+        asm.mov(__dword_ptr[rsp + CodeOffset], MonitorSegments.UserCodeSelector);
+        asm.mov(__dword_ptr[rsp + StackOffset], MonitorSegments.UserDataSelector);
+        code.Restore();
+        asm.iretq();
+        asm.Label(ref emulate);
+        code.Restore();
+        code.Emulate();
+    }
+}
