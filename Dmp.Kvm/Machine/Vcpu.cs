@@ -436,7 +436,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
         {
             case Outcome.Done:
                 kvm.Regs.Rip = instruction.NextIP;
-                interruptShadow = instruction.Mnemonic == Mnemonic.Sti;
+                interruptShadow = instruction.Mnemonic == Mnemonic.Sti && ReliesOnShadow(instruction.NextIP);
                 return SingleStepped();
             case Outcome.Jumped:
                 return null;
@@ -453,6 +453,15 @@ internal sealed class Vcpu : IVcpu, IDisposable
                 return Failed($"cannot emulate this instruction: {instruction}");
         }
     }
+
+    /// <summary>
+    /// Whether the instruction behind an STI must not be preceded by an interrupt: it ends a wait, or it leaves. Any other cannot tell an
+    /// interrupt before it from one behind it, and code that disables interrupts again soon would never get one.
+    /// </summary>
+    private bool ReliesOnShadow(ulong rip) =>
+        fetcher.TryFetch(rip, compatibility: false, out Instruction next, out _)
+        && next.Mnemonic is Mnemonic.Hlt or Mnemonic.Mwait or Mnemonic.Iretq or Mnemonic.Sysretq or Mnemonic.Sysret or Mnemonic.Sysexit
+            or Mnemonic.Cli or Mnemonic.Sti or Mnemonic.Popfq;
 
     /// <summary>An emulated instruction ended with TF set: the guest gets its #DB as if it had run natively.</summary>
     private VcpuStop? SingleStepped()

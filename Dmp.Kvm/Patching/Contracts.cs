@@ -9,15 +9,35 @@ namespace Dmp.Kvm.Patching;
 public sealed record TemplateUse(string Name, int Version);
 
 /// <summary>
+/// Padding between two functions that holds the jump to an implant, where the window itself has room for a short jump only.
+/// </summary>
+/// <param name="Address">Address of its first byte.</param>
+/// <param name="Original">The guest's bytes there.</param>
+public sealed record Springboard(ulong Address, ImmutableArray<byte> Original)
+{
+    /// <inheritdoc/>
+    public bool Equals(Springboard? other) =>
+        other is not null && Address == other.Address && Original.AsSpan().SequenceEqual(other.Original.AsSpan());
+
+    /// <inheritdoc/>
+    public override int GetHashCode() => HashCode.Combine(Address, Original.Length);
+}
+
+/// <summary>
 /// What is to be changed at a site: a window of whole guest instructions that becomes a jump to an implant. Says nothing about where
 /// the implant lies, so that it means the same in every run of the same kernel.
 /// </summary>
 /// <param name="Site">Address of the hot instruction; it lies in the window.</param>
 /// <param name="Window">Address of the first byte that is replaced.</param>
-/// <param name="Original">The guest's bytes there, all of the window: at least five.</param>
+/// <param name="Original">The guest's bytes there, all of the window: at least five without a springboard, two with it.</param>
 /// <param name="Templates">The templates of the sensitive instructions in the window, in their order; at least one.</param>
+/// <param name="Springboard">Where the window's short jump leads; null when the window itself jumps to the implant.</param>
 public sealed record PatchPlan(
-    ulong Site, ulong Window, ImmutableArray<byte> Original, ImmutableArray<TemplateUse> Templates)
+    ulong Site,
+    ulong Window,
+    ImmutableArray<byte> Original,
+    ImmutableArray<TemplateUse> Templates,
+    Springboard? Springboard = null)
 {
     /// <summary>Address of the first byte behind the window.</summary>
     public ulong End => Window + (ulong)Original.Length;
@@ -25,6 +45,7 @@ public sealed record PatchPlan(
     /// <inheritdoc/>
     public bool Equals(PatchPlan? other) => other is not null && Site == other.Site && Window == other.Window
         && Original.AsSpan().SequenceEqual(other.Original.AsSpan())
+        && Springboard == other.Springboard
         && Templates.AsSpan().SequenceEqual(other.Templates.AsSpan());
 
     /// <inheritdoc/>

@@ -58,6 +58,12 @@ internal sealed class GuestText(GuestMemory memory, CodePages code, BootState bo
             || (staticCallSites.Value is { } calls && IsListed(calls, StaticCallSiteSize, address));
     }
 
+    /// <inheritdoc/>
+    public bool IsReserved(ulong address) => Reserved?.Invoke(address) ?? false;
+
+    /// <summary>Asks the patch engine; set by it.</summary>
+    internal Func<ulong, bool>? Reserved { get; set; }
+
     private static (ulong Start, ulong End)? Table(KernelSymbols? names, string first, string last) =>
         names is not null && names.TryFind(first, out ulong start) && names.TryFind(last, out ulong end) && end > start
             ? (start, end)

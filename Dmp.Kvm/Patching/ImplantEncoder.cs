@@ -23,10 +23,14 @@ internal static class ImplantEncoder
     /// <summary>Bytes of a jump with a 32-bit displacement.</summary>
     internal const int JumpLength = 5;
 
+    /// <summary>Bytes of a jump with an 8-bit displacement.</summary>
+    internal const int ShortJumpLength = 2;
+
     /// <summary>HLT: stands wherever nothing is to run.</summary>
     internal const byte Filler = 0xF4;
 
     private const byte JumpOpcode = 0xE9;
+    private const byte ShortJumpOpcode = 0xEB;
     private const int DecoderBits = 64;
 
     /// <summary>Decodes the instructions of a window.</summary>
@@ -112,6 +116,17 @@ internal static class ImplantEncoder
         bytes[0] = JumpOpcode;
         long displacement = (long)(implant - (window + JumpLength));
         BinaryPrimitives.WriteInt32LittleEndian(bytes.AsSpan(1), checked((int)displacement));
+        return [.. bytes];
+    }
+
+    /// <summary>What a window's bytes become whose jump leads to a springboard.</summary>
+    internal static ImmutableArray<byte> ShortJump(ulong window, int length, ulong springboard)
+    {
+        byte[] bytes = new byte[length];
+        Array.Fill(bytes, Filler);
+        bytes[0] = ShortJumpOpcode;
+        long displacement = (long)(springboard - (window + ShortJumpLength));
+        bytes[1] = unchecked((byte)checked((sbyte)displacement));
         return [.. bytes];
     }
 

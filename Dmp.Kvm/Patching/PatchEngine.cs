@@ -23,7 +23,7 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
     private readonly SortedDictionary<ulong, Patch> patches = [];
     private readonly List<PatchNotice> notices = [];
 
-    internal PatchEngine(CodePages code, IGuestText text, TemplateSet templates, MappedMemory monitor, ulong kernelBase)
+    internal PatchEngine(CodePages code, GuestText text, TemplateSet templates, MappedMemory monitor, ulong kernelBase)
     {
         this.code = code;
         this.text = text;
@@ -31,6 +31,7 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
         arena = new Arena(monitor);
         KernelBase = kernelBase;
         code.Patches = this;
+        text.Reserved = IsReserved;
     }
 
     /// <inheritdoc/>
@@ -111,8 +112,12 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
                     found = true;
                     if (patch.State == PatchState.InForce)
                     {
-                        Map.Close(window, patch.Plan.End);
+                        Map.Close(window, patch.End);
                         _ = code.TryRestore(window, patch.Plan.Original.AsSpan(), patch.SilentOffsets.AsSpan());
+                        if (patch.Plan.Springboard is { } springboard)
+                        {
+                            _ = code.TryRestore(springboard.Address, springboard.Original.AsSpan(), []);
+                        }
                     }
                 }
             }
@@ -197,7 +202,7 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
             return new PatchDescription(
                 Disassemble(patch.Plan.Window, patch.Plan.Original.AsSpan()),
                 [
-                    .. Disassemble(patch.Plan.Window, patch.Prepared.Replacement.AsSpan()[..ImplantEncoder.JumpLength]),
+                    .. Disassemble(patch.Plan.Window, patch.Prepared.Replacement.AsSpan()[..Math.Min(ImplantEncoder.JumpLength, patch.Plan.Original.Length)]),
                     .. Disassemble(patch.Implant.Address, patch.Implant.Code.AsSpan()),
                 ]);
         }
@@ -214,7 +219,7 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
                     && patch.State is PatchState.Replayed or PatchState.Dirty)
                 {
                     PatchState before = patch.State;
-                    if (TryEnforce(patch, out _))
+                    if (TryEnforce(patch, out string why))
                     {
                         notices.Add(new PatchNotice(
                             patch.Plan.Window,
@@ -224,7 +229,7 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
                     else if (before == PatchState.Dirty)
                     {
                         // It may still come back: code patching goes through intermediate bytes.
-                        notices.Add(new PatchNotice(patch.Plan.Window, PatchNoticeKind.Overwritten, "the guest changed these bytes"));
+                        notices.Add(new PatchNotice(patch.Plan.Window, PatchNoticeKind.Overwritten, why));
                     }
                 }
             }
@@ -241,7 +246,7 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
                 if (patch.State == PatchState.InForce && (patch.Plan.Window & ~Paging.PageOffsetMask) == page)
                 {
                     patch.State = PatchState.Dirty;
-                    Map.Close(patch.Plan.Window, patch.Plan.End);
+                    Map.Close(patch.Plan.Window, patch.End);
                     notices.Add(new PatchNotice(patch.Plan.Window, PatchNoticeKind.Dirtied, "the guest wrote to the page"));
                 }
             }
@@ -254,8 +259,7 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
         List<ulong> obsolete = [];
         foreach (Patch other in patches.Values)
         {
-            bool overlaps = other.Plan.Window < plan.End && plan.Window < other.Plan.End;
-            if (!overlaps || other.Plan == plan)
+            if (!Overlaps(other.Plan, plan) || other.Plan == plan)
             {
                 continue;
             }
@@ -274,6 +278,23 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
         return true;
     }
 
+    private bool IsReserved(ulong address)
+    {
+        lock (sync)
+        {
+            return patches.Values.Any(patch => patch.Plan.Springboard is { } springboard
+                && Overlap(springboard.Address, ImplantEncoder.JumpLength, address, ImplantEncoder.JumpLength));
+        }
+    }
+
+    private static bool Overlaps(PatchPlan one, PatchPlan other) =>
+        Overlap(one.Window, one.Original.Length, other.Window, other.Original.Length)
+        || (one.Springboard is { } mine && other.Springboard is { } its
+            && Overlap(mine.Address, mine.Original.Length, its.Address, its.Original.Length));
+
+    private static bool Overlap(ulong one, int length, ulong other, int otherLength) =>
+        one < other + (ulong)otherLength && other < one + (ulong)length;
+
     private Patch? Build(PatchPlan plan, out string reason)
     {
         ImmutableArray<Instruction> window = WindowInstructions(plan);
@@ -285,8 +306,8 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
         }
 
         if (!arena.TryReserve(
-            plan.Window + ImplantEncoder.JumpLength,
-            DisplacementConstraint.For(boundaries),
+            (plan.Springboard?.Address ?? plan.Window) + ImplantEncoder.JumpLength,
+            plan.Springboard is null ? DisplacementConstraint.For(boundaries) : default,
             draft.Code.Length,
             out ulong address))
         {
@@ -305,15 +326,31 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
         Map.Add(implant);
         int[] silent = [.. window.Where(instruction => SilentInstructions.IsSilent(instruction)).Select(instruction => (int)(instruction.IP - plan.Window))];
         return new Patch(
-            new PreparedPatch(plan, address, ImplantEncoder.Jump(plan.Window, plan.Original.Length, address)), implant, [.. silent]);
+            new PreparedPatch(
+                plan,
+                address,
+                plan.Springboard is { } springboard
+                    ? ImplantEncoder.ShortJump(plan.Window, plan.Original.Length, springboard.Address)
+                    : ImplantEncoder.Jump(plan.Window, plan.Original.Length, address)),
+            implant,
+            window[^1].NextIP,
+            [.. silent]);
     }
 
-    /// <summary>The instructions that run: what stands behind a return is padding.</summary>
+    /// <summary>
+    /// The instructions that run in the implant: what stands behind a return is padding, and the first byte of an instruction that is cut
+    /// off stays where it is.
+    /// </summary>
     private static ImmutableArray<Instruction> WindowInstructions(PatchPlan plan)
     {
         ImmutableArray<Instruction> all = ImplantEncoder.Decode(plan.Window, plan.Original.AsSpan());
         for (int index = 0; index < all.Length; index++)
         {
+            if (all[index].IsInvalid)
+            {
+                return all[..index];
+            }
+
             if (all[index].FlowControl == FlowControl.Return)
             {
                 return all[..(index + 1)];
@@ -325,8 +362,24 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
 
     private bool TryEnforce(Patch patch, out string reason)
     {
-        Replacement result = code.TryReplace(
-            patch.Plan.Window, patch.Plan.Original.AsSpan(), patch.Prepared.Replacement.AsSpan());
+        Replacement result = Replacement.Done;
+        if (patch.Plan.Springboard is { } springboard)
+        {
+            result = code.TryReplace(
+                springboard.Address,
+                springboard.Original.AsSpan(),
+                ImplantEncoder.Jump(springboard.Address, springboard.Original.Length, patch.Implant.Address).AsSpan());
+        }
+
+        if (result == Replacement.Done)
+        {
+            result = code.TryReplace(patch.Plan.Window, patch.Plan.Original.AsSpan(), patch.Prepared.Replacement.AsSpan());
+            if (result != Replacement.Done && patch.Plan.Springboard is { } unused)
+            {
+                _ = code.TryRestore(unused.Address, unused.Original.AsSpan(), []);
+            }
+        }
+
         reason = result switch
         {
             Replacement.Done => "",
@@ -339,7 +392,7 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
         }
 
         patch.State = PatchState.InForce;
-        Map.Open(patch.Plan.Window, patch.Implant, patch.Plan.End);
+        Map.Open(patch.Plan.Window, patch.Implant, patch.End);
         return true;
     }
 
@@ -363,13 +416,16 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
         Dirty,
     }
 
-    private sealed class Patch(PreparedPatch prepared, EncodedImplant implant, ImmutableArray<int> silentOffsets)
+    private sealed class Patch(PreparedPatch prepared, EncodedImplant implant, ulong end, ImmutableArray<int> silentOffsets)
     {
         internal PreparedPatch Prepared => prepared;
 
         internal PatchPlan Plan => prepared.Plan;
 
         internal EncodedImplant Implant => implant;
+
+        /// <summary>Address behind the last instruction that runs in the implant.</summary>
+        internal ulong End => end;
 
         internal ImmutableArray<int> SilentOffsets => silentOffsets;
 

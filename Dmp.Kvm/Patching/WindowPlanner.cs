@@ -19,6 +19,9 @@ internal interface IGuestText
     /// it cannot be known.
     /// </summary>
     bool? IsComparedLater(ulong address);
+
+    /// <summary>Whether a springboard or a window lies here already.</summary>
+    bool IsReserved(ulong address);
 }
 
 /// <summary>
@@ -32,9 +35,14 @@ internal sealed class WindowPlanner(IGuestText text, TemplateSet templates)
     private const int LongestFunction = 0x4000;
 
     /// <summary>More than this would only cost arena memory.</summary>
-    private const int LongestWindow = 32;
+    private const int LongestWindow = 48;
+
+    /// <summary>Bytes between two sensitive instructions that still make one window.</summary>
+    private const int ClusterGap = 16;
 
     private string lastReason = "no five bytes that can be moved";
+    private ulong paddingOf;
+    private ulong paddingStart;
 
     /// <summary>Plans a patch for a site.</summary>
     /// <param name="site">Address of the sensitive instruction.</param>
@@ -73,7 +81,13 @@ internal sealed class WindowPlanner(IGuestText text, TemplateSet templates)
     private PatchPlan? Choose(ulong site, ImmutableArray<Instruction> function, int index, ulong end)
     {
         HashSet<ulong> targets = BranchTargets(function);
-        for (int first = index; first >= 0 && index - first < ImplantEncoder.JumpLength; first--)
+        (int first, int last) = Cluster(function, index);
+        if (last > first && TryWindow(site, function, first, last, end) is { } all && !IsTargeted(all, targets))
+        {
+            return all;
+        }
+
+        for (first = index; first >= 0 && index - first < ImplantEncoder.JumpLength; first--)
         {
             if (first < index && !CanMove(function, first, isLast: false))
             {
@@ -94,67 +108,220 @@ internal sealed class WindowPlanner(IGuestText text, TemplateSet templates)
             lastReason = "a branch leads behind its first byte";
         }
 
-        return null;
+        return WithSpringboard(site, function, index, targets);
     }
+
+    /// <summary>
+    /// Sensitive instructions stand close together: saving flags and disabling interrupts, the pieces of a return frame. One window for
+    /// all of them costs one jump, and none of them is in the way of another.
+    /// </summary>
+    private (int First, int Last) Cluster(ImmutableArray<Instruction> function, int index)
+    {
+        int first = index;
+        for (int at = index - 1; at >= 0 && function[first].IP - function[at].IP <= ClusterGap && CanMove(function, at, isLast: false); at--)
+        {
+            if (function[index].NextIP - function[at].IP > LongestWindow || function[at].Mnemonic is Mnemonic.Iretq)
+            {
+                break;
+            }
+
+            first = templates.Find(function[at]) is not null ? at : first;
+        }
+
+        int last = index;
+        for (int at = index + 1; at < function.Length && !IsEnd(function[at - 1])
+            && function[at].IP - function[last].IP <= ClusterGap && CanMove(function, at, isLast: true); at++)
+        {
+            if (function[at].NextIP - function[first].IP > LongestWindow)
+            {
+                break;
+            }
+
+            bool holdsShadow = function[at].Mnemonic == Mnemonic.Hlt && function[at - 1].Mnemonic == Mnemonic.Sti;
+            last = holdsShadow || templates.Find(function[at]) is not null ? at : last;
+        }
+
+        return (first, last);
+    }
+
+    private static bool IsEnd(in Instruction instruction) => instruction.FlowControl == FlowControl.Return;
 
     private PatchPlan? TryWindow(ulong site, ImmutableArray<Instruction> function, int first, int index, ulong end)
     {
         ulong window = function[first].IP;
-        int last = first;
-        while (true)
+        for (int last = first; last < function.Length && function[last].NextIP - window <= LongestWindow; last++)
         {
-            Instruction instruction = function[last];
-            ulong next = instruction.NextIP;
-            bool enough = last >= index && next - window >= ImplantEncoder.JumpLength;
             if (!CanMove(function, last, isLast: true))
             {
                 return null;
             }
 
-            if (instruction.FlowControl == FlowControl.Return)
+            bool enough = function[last].NextIP - window >= ImplantEncoder.JumpLength || IsEnd(function[last]);
+            if (last >= index && enough && !HoldsShadow(function, last))
             {
-                return last >= index ? PadReturn(site, window, function, first, last, end) : null;
+                return Make(site, function, first, last, end);
             }
 
-            bool holdsShadow = instruction.Mnemonic == Mnemonic.Sti && last + 1 < function.Length
-                && function[last + 1].Mnemonic is Mnemonic.Hlt or Mnemonic.Mwait or Mnemonic.Iretq or Mnemonic.Sysexit;
-            if (enough && !holdsShadow)
+            if (IsEnd(function[last]))
             {
-                return Make(site, window, function, first, last, (int)(next - window));
-            }
-
-            last++;
-            if (last >= function.Length || next >= end || next - window > LongestWindow)
-            {
-                lastReason = "the function ends before there are five bytes";
                 return null;
             }
         }
+
+        lastReason = "the function ends before there are five bytes";
+        return null;
+    }
+
+    /// <summary>STI with what relies on its shadow behind it: the two stay together.</summary>
+    private static bool HoldsShadow(ImmutableArray<Instruction> function, int index) =>
+        function[index].Mnemonic == Mnemonic.Sti && index + 1 < function.Length
+        && function[index + 1].Mnemonic is Mnemonic.Hlt or Mnemonic.Mwait or Mnemonic.Iretq or Mnemonic.Sysexit;
+
+    /// <summary>
+    /// Where five bytes do not fit: a short jump, of two bytes, to a jump in the padding before or behind the function. If not even two
+    /// bytes may change, the byte behind a one-byte instruction may happen to be a displacement that leads to such padding.
+    /// </summary>
+    private PatchPlan? WithSpringboard(ulong site, ImmutableArray<Instruction> function, int index, HashSet<ulong> targets)
+    {
+        int length = 0;
+        int last = index;
+        for (; last < function.Length && length < ImplantEncoder.ShortJumpLength && CanMove(function, last, isLast: true); last++)
+        {
+            length += function[last].Length;
+            if (IsEnd(function[last]))
+            {
+                last++;
+                break;
+            }
+        }
+
+        if (length == 0 || HoldsShadow(function, last - 1))
+        {
+            return null;
+        }
+
+        sbyte? displacement = null;
+        if (length < ImplantEncoder.ShortJumpLength)
+        {
+            Span<byte> behind = stackalloc byte[1];
+            if (length != 1 || text.Read(site + 1, behind) != 1)
+            {
+                return null;
+            }
+
+            displacement = (sbyte)behind[0];
+        }
+
+        bool faulting = length >= ImplantEncoder.ShortJumpLength && function[index].Length == 1;
+        if (FindPadding(site, displacement, faulting) is not { } springboard)
+        {
+            return null;
+        }
+
+        // The byte behind is a part of the jump: the patch stands and falls with it, though it does not change.
+        PatchPlan? plan = MakePlan(site, function, index, last - 1, Math.Max(length, ImplantEncoder.ShortJumpLength));
+        if (plan is null || IsTargeted(plan, targets))
+        {
+            return null;
+        }
+
+        return ((plan.Window ^ springboard.Address) & ~Paging.PageOffsetMask) == 0 ? plan with { Springboard = springboard } : null;
+    }
+
+    /// <summary>Five bytes of padding that a short jump from the site reaches.</summary>
+    /// <param name="site">Where the jump stands.</param>
+    /// <param name="wanted">The only displacement that will do, or null.</param>
+    /// <param name="faulting">Whether the displacement must be a faulting instruction.</param>
+    private Springboard? FindPadding(ulong site, sbyte? wanted, bool faulting)
+    {
+        ulong origin = site + ImplantEncoder.ShortJumpLength;
+        byte[] bytes = new byte[ImplantEncoder.JumpLength];
+        for (int displacement = sbyte.MaxValue; displacement >= sbyte.MinValue; displacement--)
+        {
+            if ((wanted is { } only && only != displacement)
+                || (faulting && !DisplacementConstraint.FaultingBytes.Contains((byte)displacement)))
+            {
+                continue;
+            }
+
+            ulong address = origin + (ulong)(long)displacement;
+            if (IsPadding(address) && text.Read(address, bytes) == bytes.Length)
+            {
+                return new Springboard(address, [.. bytes]);
+            }
+        }
+
+        lastReason = "no five bytes that can be moved, and no padding in reach";
+        return null;
+    }
+
+    /// <summary>Whether a jump fits between the last instruction of a function and the next symbol.</summary>
+    private bool IsPadding(ulong address)
+    {
+        if (text.Function(address) is not { } range || address + ImplantEncoder.JumpLength > range.End
+            || ((address ^ (address + ImplantEncoder.JumpLength - 1)) & ~Paging.PageOffsetMask) != 0
+            || text.IsReserved(address))
+        {
+            return false;
+        }
+
+        if (range.Start != paddingOf)
+        {
+            ulong start = range.Start;
+            ImmutableArray<Instruction> function = ReadFunction(ref start, range.End, range.Start);
+            paddingOf = range.Start;
+            paddingStart = range.End;
+            HashSet<ulong> targets = BranchTargets(function);
+            for (int index = function.Length - 1; index > 0; index--)
+            {
+                bool idle = function[index].Mnemonic is Mnemonic.Nop or Mnemonic.Int3 && !targets.Contains(function[index].IP);
+                if (!idle)
+                {
+                    // What runs into the padding would run into the jump.
+                    bool leaves = function[index].FlowControl is FlowControl.Return or FlowControl.UnconditionalBranch
+                        or FlowControl.IndirectBranch or FlowControl.Exception;
+                    paddingStart = leaves ? function[index].NextIP : range.End;
+                    break;
+                }
+            }
+        }
+
+        return address >= paddingStart;
     }
 
     /// <summary>Behind a return the compiler's traps and the linker's padding stand until the next function: they may go.</summary>
-    private PatchPlan? PadReturn(
-        ulong site, ulong window, ImmutableArray<Instruction> function, int first, int last, ulong end)
+    private bool TryPadReturn(ImmutableArray<Instruction> function, int last, ulong end, ref int length)
     {
         const byte Padding = 0xCC;
         ulong next = function[last].NextIP;
         Span<byte> behind = stackalloc byte[ImplantEncoder.JumpLength];
         int read = text.Read(next, behind);
-        int length = (int)(next - window);
         for (int index = 0; length < ImplantEncoder.JumpLength; index++, length++)
         {
-            if (index >= read || behind[index] != Padding || window + (ulong)length >= end)
+            if (index >= read || behind[index] != Padding || next + (ulong)index >= end)
             {
                 lastReason = "the function ends before there are five bytes";
-                return null;
+                return false;
             }
         }
 
-        return Make(site, window, function, first, last, length);
+        return true;
     }
 
-    private PatchPlan? Make(ulong site, ulong window, ImmutableArray<Instruction> function, int first, int last, int length)
+    private PatchPlan? Make(ulong site, ImmutableArray<Instruction> function, int first, int last, ulong end)
     {
+        int length = (int)(function[last].NextIP - function[first].IP);
+        if (length < ImplantEncoder.JumpLength && !(IsEnd(function[last]) && TryPadReturn(function, last, end, ref length)))
+        {
+            return null;
+        }
+
+        return HoldsShadow(function, last) ? null : MakePlan(site, function, first, last, length);
+    }
+
+    private PatchPlan? MakePlan(ulong site, ImmutableArray<Instruction> function, int first, int last, int length)
+    {
+        ulong window = function[first].IP;
         if (((window ^ (window + (ulong)length - 1)) & ~Paging.PageOffsetMask) != 0)
         {
             lastReason = "the window crosses a page";
