@@ -24,7 +24,11 @@ internal sealed class CpuState(VcpuPage page)
     internal VcpuPage Page => page;
 
     /// <summary>Virtual CPL: 0 or 3.</summary>
-    internal int Cpl;
+    internal int Cpl
+    {
+        get => (int)page[VcpuPageField.PrivilegeLevel];
+        set => page[VcpuPageField.PrivilegeLevel] = (ulong)value;
+    }
 
     /// <summary>Virtual IF.</summary>
     internal bool InterruptFlag
@@ -78,7 +82,19 @@ internal sealed class CpuState(VcpuPage page)
         set => page[VcpuPageField.StackSelector] = value;
     }
 
-    internal ulong Star;
+    internal ulong Star
+    {
+        get;
+        set
+        {
+            const int UserShift = 48;
+            const ulong LongCodeOffset = 16;
+            const ulong Rpl = 3;
+            field = value;
+            page[VcpuPageField.SysretSelector] = ((value >> UserShift) + LongCodeOffset) | Rpl;
+        }
+    }
+
     internal ulong LongStar;
     internal ulong CompatibilityStar;
     internal ulong SyscallMask;

@@ -146,6 +146,7 @@ internal sealed class ControlInstructions(EmulationContext context)
         bool keep = tagged && (value & Cr3KeepEntries) != 0;
         State.Cr3 = value & ~Cr3KeepEntries;
         context.Tlb.Load((ushort)(tagged ? value & PcidMask : 0), keep);
+        context.Tlb.NoteRoot(tagged ? State.Cr3 : null);
         return Outcome.Done;
     }
 
@@ -168,6 +169,7 @@ internal sealed class ControlInstructions(EmulationContext context)
         State.Cr4 = value;
         if (flush)
         {
+            context.Tlb.ForgetRoots();
             context.Tlb.FlushAll();
         }
 

@@ -70,8 +70,9 @@ internal sealed class RealRegisters
         sregs.Cr3 = root;
         Cr0 mirrored = (Cr0)state.Cr0 & (Cr0.TaskSwitched | Cr0.Emulation | Cr0.MonitorCoprocessor);
 
-        // Alignment checks apply to CPL 3 only: to the guest's user code, never to its kernel.
-        Cr0 alignment = state.UserMode ? (Cr0)state.Cr0 & Cr0.AlignmentMask : 0;
+        // Alignment checks apply to CPL 3 only: to the guest's user code, never to its kernel. A kernel without AC needs no difference.
+        bool alignable = state.UserMode || (regs.Rflags & (ulong)Rflags.AlignmentCheck) == 0;
+        Cr0 alignment = alignable ? (Cr0)state.Cr0 & Cr0.AlignmentMask : 0;
         sregs.Cr0 = (ulong)(FixedCr0 | mirrored | alignment);
         Cr4 timestamp = state.UserMode ? mirroredCr4 : mirroredCr4 & ~Cr4.TimeStampDisable;
         sregs.Cr4 = (ulong)(FixedCr4 | umip | (state.Cr4 & timestamp));

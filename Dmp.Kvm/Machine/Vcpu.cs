@@ -78,7 +78,8 @@ internal sealed class Vcpu : IVcpu, IDisposable
             machine.Memory.FrameLimit,
             MonitorImage.Pml4Slot,
             MonitorImage.Pml4Entry,
-            implants is null ? 0 : MonitorImage.ExposedEntry(index));
+            implants is null ? 0 : MonitorImage.ExposedEntry(index),
+            state.Page);
         access = new GuestAccess(machine.Memory, machine.Code, state, ReleaseCode);
         events = new EventDelivery(kvm, state, access);
         fetcher = new InstructionFetcher(access);
@@ -236,6 +237,9 @@ internal sealed class Vcpu : IVcpu, IDisposable
         {
             state.Page[VcpuPageField.InterruptPending] =
                 !state.InterruptFlag && chipset.InterruptPending(Index) ? 1UL : 0;
+            bool slowReturn = audit is not null || (state.Cr4 & Cr4.TimeStampDisable) != 0 || faults.Stepping;
+            state.Page[VcpuPageField.UserRoot] = slowReturn ? 0 : tlb.Root(userView: true);
+            state.Page[VcpuPageField.SlowRootLoad] = tlb.LoadsSlowly || slowReturn ? 1UL : 0;
             kvm.Regs.Rip = implants.RealAddress(kvm.Regs.Rip);
         }
 
@@ -253,7 +257,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
     {
         implant = null;
         ref KvmRegs regs = ref kvm.Regs;
-        if (implants is null || state.UserMode || !ImplantMap.IsInArena(regs.Rip))
+        if (implants is null || !ImplantMap.IsInArena(regs.Rip))
         {
             return;
         }
@@ -302,8 +306,13 @@ internal sealed class Vcpu : IVcpu, IDisposable
         regs.Rsp = frame[3];
         NoteUserSelectors((ushort)frame[1], (ushort)frame[4]);
         uint error = (uint)machine.Monitor.Word(frameOffset - sizeof(ulong));
-        LeaveImplant();
         ExceptionVector vector = (ExceptionVector)port;
+        implant = null;
+        if (!state.UserMode)
+        {
+            LeaveImplant();
+        }
+
         recent.Add((byte)port, regs.Rip, kvm.Sregs.Cr2, error);
         switch (vector)
         {

@@ -42,6 +42,18 @@ internal static class MachineLayout
     /// <summary>Bytes of address space of the arena; behind it lies the vCPU's page.</summary>
     internal const ulong ArenaSize = 0x0FE0_0000;
 
+    /// <summary>
+    /// Virtual address, in the arena, of the breakpoint through which implants return to user code. The monitor knows it by the bits from
+    /// <see cref="GateShift"/> up.
+    /// </summary>
+    internal const ulong UserGate = ArenaBase + 0x0C00_0000;
+
+    /// <summary>As <see cref="UserGate"/>, of the breakpoint through which implants load CR3.</summary>
+    internal const ulong RootGate = ArenaBase + 0x0D00_0000;
+
+    /// <summary>Bits of a gate's address that the monitor does not look at.</summary>
+    internal const int GateShift = 24;
+
     /// <summary>Virtual address of the page that each vCPU shares with the implants it runs: another page on each vCPU.</summary>
     internal const ulong VcpuPageAddress = 0xFFFF_FFFF_7FFF_F000;
 
@@ -62,6 +74,9 @@ internal static class MachineLayout
 
     /// <summary>Offset of the monitor's own page directory: 2 MiB pages.</summary>
     internal const ulong MonitorPdOffset = 0x5000;
+
+    /// <summary>Offset of the breakpoint stub with the gates.</summary>
+    internal const ulong BreakpointStubOffset = 0x6000;
 
     /// <summary>Offset of the first vCPU's block.</summary>
     internal const ulong VcpuBlocksOffset = 0x1_0000;

@@ -12,6 +12,12 @@ namespace Dmp.Kvm.Memory;
 /// </remarks>
 internal sealed class VcpuPage
 {
+    /// <summary>Tags of the virtual TLB.</summary>
+    internal const int RootTags = 8;
+
+    /// <summary>Fields for each in <see cref="VcpuPageField.Roots"/>.</summary>
+    internal const int FieldsPerRoot = 3;
+
     private readonly MappedMemory? region;
     private readonly ulong offset;
     private readonly ulong[] own = [];
@@ -28,6 +34,9 @@ internal sealed class VcpuPage
 
     /// <summary>Address of a field, for implants.</summary>
     internal static ulong Address(VcpuPageField field) => MachineLayout.VcpuPageAddress + ((ulong)field * sizeof(ulong));
+
+    /// <summary>The field with the CR3 value of a tag; its kernel view and its user view follow.</summary>
+    internal static VcpuPageField RootKey(int tag) => VcpuPageField.Roots + (tag * FieldsPerRoot);
 
     /// <summary>A field.</summary>
     internal ref ulong this[VcpuPageField field] => ref region is null
@@ -62,6 +71,42 @@ internal enum VcpuPageField
     /// <summary>Virtual SS.</summary>
     StackSelector,
 
+    /// <summary>Virtual CPL: 0 or 3.</summary>
+    PrivilegeLevel,
+
+    /// <summary>CS that SYSRET to 64-bit code loads.</summary>
+    SysretSelector,
+
+    /// <summary>Root of the user view; 0 when a return to user code must exit.</summary>
+    UserRoot,
+
+    /// <summary>Not 0: a CR3 load must exit.</summary>
+    SlowRootLoad,
+
+    /// <summary>Tag of the virtual TLB that is in use.</summary>
+    CurrentTag,
+
+    /// <summary>Where the gate of root loads goes on.</summary>
+    GateReturn,
+
+    /// <summary>RAX of the user code that the gate returns to; the frame of its IRETQ follows, in the processor's order.</summary>
+    ReturnRax,
+
+    /// <summary>RIP in that frame.</summary>
+    ReturnRip,
+
+    /// <summary>CS in that frame.</summary>
+    ReturnCs,
+
+    /// <summary>RFLAGS in that frame.</summary>
+    ReturnFlags,
+
+    /// <summary>RSP in that frame.</summary>
+    ReturnRsp,
+
+    /// <summary>SS in that frame.</summary>
+    ReturnSs,
+
     /// <summary>For implants to keep a register in. Events are not delivered in the middle of an implant, so it needs no stack.</summary>
     Scratch0,
 
@@ -71,6 +116,15 @@ internal enum VcpuPageField
     /// <summary>As <see cref="Scratch0"/>.</summary>
     Scratch2,
 
+    /// <summary>As <see cref="Scratch0"/>.</summary>
+    Scratch3,
+
+    /// <summary>
+    /// The roots of the virtual TLB's tags: for each the CR3 value that makes it current and keeps its entries, its kernel view and its
+    /// user view.
+    /// </summary>
+    Roots,
+
     /// <summary>Number of fields.</summary>
-    Count,
+    Count = Roots + (VcpuPage.RootTags * VcpuPage.FieldsPerRoot),
 }

@@ -36,7 +36,8 @@ internal readonly struct ShadowLeaf
 /// </summary>
 internal sealed class VirtualTlb
 {
-    private const int Tags = 8;
+    private const int Tags = VcpuPage.RootTags;
+    private const ulong KeepEntries = 1UL << 63;
     private const int RootsPerTag = 2;
     private const int ExposedTable = Tags * RootsPerTag;
     private const int FirstPooledTable = ExposedTable + 1;
@@ -65,7 +66,7 @@ internal sealed class VirtualTlb
     private readonly List<int> kernelLeafTables = [];
     private readonly List<int> kernelNonGlobal = [];
     private readonly List<int> doomed = [];
-    private int current;
+    private readonly VcpuPage page;
     private long clock;
 
     /// <summary>Creates an empty TLB with tag 0 (PCID 0) current.</summary>
@@ -76,9 +77,12 @@ internal sealed class VirtualTlb
     /// <param name="exposedEntry">
     /// The entry for the 1 GiB at <see cref="MachineLayout.ExposedBase"/>, in every kernel view; 0 for none.
     /// </param>
-    internal VirtualTlb(IShadowMemory memory, ulong frames, int monitorSlot, ulong monitorEntry, ulong exposedEntry = 0)
+    /// <param name="page">Says which tag is in use: implants that load CR3 change it. Null for a TLB that no implant shares.</param>
+    internal VirtualTlb(
+        IShadowMemory memory, ulong frames, int monitorSlot, ulong monitorEntry, ulong exposedEntry = 0, VcpuPage? page = null)
     {
         this.memory = memory;
+        this.page = page ?? new VcpuPage();
         int slots = memory.Tables * Paging.EntriesPerTable;
         smallMap = new ReverseMap(frames, slots);
         largeMap = new ReverseMap((frames / SmallPagesPerLarge) + 1, slots);
@@ -115,8 +119,29 @@ internal sealed class VirtualTlb
     internal long Resets { get; private set; }
 
     /// <summary>Machine address of the root to run with.</summary>
-    internal ulong Root(bool userView) =>
-        memory.MachineBase + ((ulong)(userView ? tags[current].UserRoot : tags[current].KernelRoot) * Paging.PageSize);
+    internal ulong Root(bool userView) => RootOf(Current, userView);
+
+    /// <summary>Whether a CR3 load has more to do than to change the root.</summary>
+    internal bool LoadsSlowly => kernelNonGlobal.Count != 0;
+
+    /// <summary>Remembers which CR3 value the current tag is for: implants may load that one, when it keeps its entries.</summary>
+    /// <param name="cr3">The value, without bit 63; null without CR4.PCIDE.</param>
+    internal void NoteRoot(ulong? cr3)
+    {
+        VcpuPageField key = VcpuPage.RootKey(Current);
+        page[key] = cr3 is { } value ? value | KeepEntries : 0;
+        page[key + 1] = RootOf(Current, userView: false);
+        page[key + 2] = RootOf(Current, userView: true);
+    }
+
+    /// <summary>Forgets what <see cref="NoteRoot"/> remembered, for all tags.</summary>
+    internal void ForgetRoots()
+    {
+        for (int tag = 0; tag < Tags; tag++)
+        {
+            page[VcpuPage.RootKey(tag)] = 0;
+        }
+    }
 
     /// <summary>A CR3 load: makes a PCID current and, unless told to keep it, empties what a CR3 load empties.</summary>
     /// <param name="pcid">The PCID; 0 without CR4.PCIDE.</param>
@@ -125,6 +150,7 @@ internal sealed class VirtualTlb
     {
         // Kernel-half entries that are not global belong to one address space: they must not be seen from the next.
         DropNonGlobalKernel();
+        tags[Current].LastUse = ++clock;
         int index = Find(pcid);
         if (index < 0)
         {
@@ -136,17 +162,26 @@ internal sealed class VirtualTlb
         }
 
         tags[index].LastUse = ++clock;
-        current = index;
+        Current = index;
     }
+
+    private int Current
+    {
+        get => (int)page[VcpuPageField.CurrentTag];
+        set => page[VcpuPageField.CurrentTag] = (ulong)value;
+    }
+
+    private ulong RootOf(int tag, bool userView) =>
+        memory.MachineBase + ((ulong)(userView ? tags[tag].UserRoot : tags[tag].KernelRoot) * Paging.PageSize);
 
     /// <summary>INVLPG, and INVPCID of one address in the current PCID.</summary>
     internal void FlushPage(ulong virtualAddress)
     {
-        FlushPage(current, virtualAddress);
+        FlushPage(Current, virtualAddress);
         for (int index = 0; index < Tags; index++)
         {
             // INVLPG takes global translations of all PCIDs with it.
-            if (tags[index].HasGlobal && index != current)
+            if (tags[index].HasGlobal && index != Current)
             {
                 FlushPage(index, virtualAddress);
             }
@@ -204,7 +239,7 @@ internal sealed class VirtualTlb
         }
 
         bool kernelHalf = Paging.Index(virtualAddress, TopLevel) >= KernelHalf;
-        Tag tag = tags[current];
+        Tag tag = tags[Current];
         if (!kernelHalf && !leaf.User && !tag.Split)
         {
             Split(tag);
@@ -246,7 +281,7 @@ internal sealed class VirtualTlb
     /// <summary>The shadow entry for an address, 0 when there is none.</summary>
     internal ulong Lookup(ulong virtualAddress, bool userView)
     {
-        int slot = FindLeaf(userView ? tags[current].UserRoot : tags[current].KernelRoot, virtualAddress);
+        int slot = FindLeaf(userView ? tags[Current].UserRoot : tags[Current].KernelRoot, virtualAddress);
         return slot < 0 ? 0 : memory.Get(slot);
     }
 
@@ -259,7 +294,7 @@ internal sealed class VirtualTlb
     /// <summary>Visits the small leaf entries of the current tag's view and of the kernel half, for audits.</summary>
     internal void VisitLeaves(bool userView, Action<ulong, ulong, int> visit)
     {
-        int root = userView ? tags[current].UserRoot : tags[current].KernelRoot;
+        int root = userView ? tags[Current].UserRoot : tags[Current].KernelRoot;
         Visit(root, TopLevel, 0, visit);
     }
 
@@ -364,7 +399,7 @@ internal sealed class VirtualTlb
         int table = free.Pop();
         levels[table] = (byte)(level - 1);
         fragmentLevel[table] = 0;
-        owner[table] = (sbyte)(shared ? SharedByAllTags : current);
+        owner[table] = (sbyte)(shared ? SharedByAllTags : Current);
         ulong entry = TableEntry(table);
         memory.Set(slot, entry);
         if (level == TopLevel)
@@ -618,6 +653,7 @@ internal sealed class VirtualTlb
         }
 
         Flush(oldest);
+        page[VcpuPage.RootKey(oldest)] = 0;
         tags[oldest].Pcid = pcid;
         tags[oldest].InUse = true;
         return oldest;

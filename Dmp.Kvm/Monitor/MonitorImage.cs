@@ -79,7 +79,8 @@ internal static class MonitorImage
         for (int vector = 0; vector < ExceptionVectors; vector++)
         {
             int privilege = vector is BreakpointVector or OverflowVector ? 3 : 0;
-            ulong target = MachineLayout.MonitorBase + MachineLayout.StubsOffset + (ulong)(vector * StubSize);
+            ulong target = MachineLayout.MonitorBase
+                + (vector == BreakpointVector ? MachineLayout.BreakpointStubOffset : MachineLayout.StubsOffset + (ulong)(vector * StubSize));
             WriteGate(region.Slice(MachineLayout.IdtOffset + (ulong)(vector * GateSize), GateSize), target, privilege);
         }
     }
@@ -106,6 +107,38 @@ internal static class MonitorImage
         }
 
         WriteExit(region, MachineLayout.SyscallEntryOffset, MachineLayout.SyscallPort);
+        WriteBreakpointStub(region);
+    }
+
+    /// <summary>
+    /// INT3 is the cheapest way from CPL 3 into the monitor, so implants use it for the few things that take CPL 0: see
+    /// <see cref="Patching.MonitorGates"/>. A gate is known by its address, which user code cannot run at; every other breakpoint exits.
+    /// Each instruction here counts where CPL 0 is emulated.
+    /// </summary>
+    private static void WriteBreakpointStub(MappedMemory region)
+    {
+        const int FrameSize = 5 * sizeof(ulong);
+        const int AddressOffset = MachineLayout.GateShift / 8;
+        const int ReturnFrame = (int)MachineLayout.VcpuPageOffset + ((int)VcpuPageField.ReturnRax * sizeof(ulong))
+            - ((int)MachineLayout.StackTopOffset - FrameSize);
+        Assembler code = new(64);
+        Label user = code.CreateLabel();
+        Label root = code.CreateLabel();
+        code.cmp(__dword_ptr[rsp + AddressOffset], unchecked((int)(uint)(MachineLayout.UserGate >> MachineLayout.GateShift)));
+        code.je(user);
+        code.cmp(__dword_ptr[rsp + AddressOffset], unchecked((int)(uint)(MachineLayout.RootGate >> MachineLayout.GateShift)));
+        code.je(root);
+        code.@out((byte)BreakpointVector, al);
+        code.hlt();
+        code.Label(ref user);
+        code.mov(cr3, rax);
+        code.add(rsp, ReturnFrame);
+        code.pop(rax);
+        code.iretq();
+        code.Label(ref root);
+        code.mov(cr3, rax);
+        code.iretq();
+        WriteCode(region, MachineLayout.BreakpointStubOffset, code, Paging.PageSize);
     }
 
     /// <summary>Code that exits: the VMM sets every register before it goes on, so nothing follows the OUT but a stop.</summary>
@@ -114,9 +147,14 @@ internal static class MonitorImage
         Assembler code = new(64);
         code.@out(port, al);
         code.hlt();
-        CodeBuffer buffer = new(region.Slice(offset, StubSize).ToArray());
-        code.Assemble(buffer, MachineLayout.MonitorBase + offset);
-        buffer.Bytes.CopyTo(region.Slice(offset, StubSize));
+        WriteCode(region, offset, code, StubSize);
+    }
+
+    private static void WriteCode(MappedMemory region, ulong offset, Assembler code, int size)
+    {
+        CodeBuffer buffer = new(new byte[size]);
+        _ = code.Assemble(buffer, MachineLayout.MonitorBase + offset);
+        buffer.Bytes.CopyTo(region.Slice(offset, size));
     }
 
     /// <summary>The entry for the 1 GiB that a vCPU's kernel views expose at <see cref="MachineLayout.ExposedBase"/>.</summary>

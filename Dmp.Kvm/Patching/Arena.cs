@@ -51,6 +51,15 @@ internal sealed class Arena(MappedMemory monitor)
         return false;
     }
 
+    /// <summary>Takes memory at an address that is known beforehand.</summary>
+    internal void Place(ulong address, int length)
+    {
+        ulong start = address & ~Paging.PageOffsetMask;
+        Page page = pages.GetValueOrDefault(start) ?? new Page(pages.Count);
+        page.Take((int)(address - start), length);
+        Map(start, page);
+    }
+
     /// <summary>Writes an implant to memory that was reserved for it.</summary>
     internal void Write(ulong address, ReadOnlySpan<byte> code)
     {

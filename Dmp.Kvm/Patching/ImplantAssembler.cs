@@ -1,4 +1,6 @@
+using Dmp.Kvm.Cpu;
 using Dmp.Kvm.Memory;
+using Dmp.Kvm.Monitor;
 using Iced.Intel;
 using static Iced.Intel.AssemblerRegisters;
 
@@ -23,6 +25,8 @@ internal enum ImplantPoint : byte
 /// <summary>Collects the code of an implant, and what each of its instructions means.</summary>
 internal sealed class ImplantAssembler
 {
+    private const int UserPrivilege = 3;
+
     private readonly Assembler assembler = new(64);
     private readonly List<ImplantAddress> points = [];
     private ulong guestAddress;
@@ -62,6 +66,76 @@ internal sealed class ImplantAssembler
     /// <summary>Compares a register with the low half of a field.</summary>
     internal void Compare(AssemblerRegister32 register, VcpuPageField field) =>
         assembler.AddInstruction(Instruction.Create(Code.Cmp_r32_rm32, register, Operand(field)));
+
+    /// <summary>Keeps the flags in Scratch2. RAX must be free, and is not kept.</summary>
+    internal void SaveFlags()
+    {
+        assembler.lahf();
+        assembler.seto(al);
+        Store(VcpuPageField.Scratch2, rax);
+    }
+
+    /// <summary>Gives the flags back. RAX must be free.</summary>
+    internal void RestoreFlags()
+    {
+        // Overflows exactly when OF was set; SAHF sets the others.
+        const sbyte Overflowing = 0x7F;
+        Load(rax, VcpuPageField.Scratch2);
+        assembler.add(al, Overflowing);
+        assembler.sahf();
+    }
+
+    /// <summary>Loads CR3 with the root in RAX, through the monitor.</summary>
+    internal void LoadRoot()
+    {
+        Label next = assembler.CreateLabel();
+        Store(VcpuPageField.Scratch3, rcx);
+        assembler.lea(rcx, __[next]);
+        Store(VcpuPageField.GateReturn, rcx);
+        Load(rcx, VcpuPageField.Scratch3);
+        assembler.jmp(MachineLayout.RootGate);
+        assembler.Label(ref next);
+    }
+
+    /// <summary>The flags in RAX are user code's from now on: IF to the virtual one, all into the frame of the return.</summary>
+    /// <param name="emulate">Where to go when they are rare, or an interrupt waits for IF. RAX and RCX are free.</param>
+    internal void LoadUserFlags(Label emulate)
+    {
+        Label set = assembler.CreateLabel();
+        assembler.test(eax, (int)RareFlags.OnReturn);
+        assembler.jne(emulate);
+        assembler.mov(ecx, eax);
+        assembler.and(ecx, (int)Rflags.Interrupt);
+        assembler.je(set);
+        Load(rcx, VcpuPageField.InterruptPending);
+        assembler.test(rcx, rcx);
+        assembler.jne(emulate);
+        assembler.mov(ecx, (int)Rflags.Interrupt);
+        assembler.Label(ref set);
+        Store(VcpuPageField.InterruptFlag, rcx);
+        assembler.or(eax, (int)Rflags.Interrupt);
+        Store(VcpuPageField.ReturnFlags, rax);
+    }
+
+    /// <summary>
+    /// Returns to user code through the monitor. The frame's RIP, RSP and RFLAGS are in the vCPU's page; RAX and RCX in Scratch0 and
+    /// Scratch1, and free here; every other register is the user code's.
+    /// </summary>
+    internal void ReturnToUser()
+    {
+        Store(VcpuPageField.ReturnCs, MonitorSegments.UserCodeSelector);
+        Store(VcpuPageField.CodeSelector, MonitorSegments.UserCodeSelector);
+        Store(VcpuPageField.ReturnSs, MonitorSegments.UserDataSelector);
+        Store(VcpuPageField.StackSelector, MonitorSegments.UserDataSelector);
+        Load(rax, VcpuPageField.Scratch0);
+        Store(VcpuPageField.ReturnRax, rax);
+        Load(rcx, VcpuPageField.Scratch1);
+        Load(rax, VcpuPageField.UserRoot);
+
+        // Last: from here on the VMM takes the vCPU for one in user mode.
+        Store(VcpuPageField.PrivilegeLevel, UserPrivilege);
+        assembler.jmp(MachineLayout.UserGate);
+    }
 
     /// <summary>Begins the code for a guest instruction.</summary>
     internal void Begin(ulong address)

@@ -32,6 +32,12 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
         KernelBase = kernelBase;
         code.Patches = this;
         text.Reserved = IsReserved;
+        foreach (EncodedImplant gate in MonitorGates.All())
+        {
+            arena.Place(gate.Address, gate.Code.Length);
+            arena.Write(gate.Address, gate.Code.AsSpan());
+            Map.Add(gate);
+        }
     }
 
     /// <inheritdoc/>

@@ -292,17 +292,19 @@ internal sealed class WindowPlanner(IGuestText text, TemplateSet templates)
     /// <summary>Behind a return the compiler's traps and the linker's padding stand until the next function: they may go.</summary>
     private bool TryPadReturn(ImmutableArray<Instruction> function, int last, ulong end, ref int length)
     {
-        const byte Padding = 0xCC;
-        ulong next = function[last].NextIP;
-        Span<byte> behind = stackalloc byte[ImplantEncoder.JumpLength];
-        int read = text.Read(next, behind);
-        for (int index = 0; length < ImplantEncoder.JumpLength; index++, length++)
+        for (int index = last + 1; length < ImplantEncoder.JumpLength; index++)
         {
-            if (index >= read || behind[index] != Padding || next + (ulong)index >= end)
+            bool isPadding = index < function.Length && function[index].IP < end
+                && (function[index].Mnemonic == Mnemonic.Int3
+                    || (function[index].Mnemonic == Mnemonic.Nop
+                        && !(IsPatchableNop(function[index]) && text.IsComparedLater(function[index].IP) != false)));
+            if (!isPadding)
             {
                 lastReason = "the function ends before there are five bytes";
                 return false;
             }
+
+            length += function[index].Length;
         }
 
         return true;

@@ -7,24 +7,27 @@ using static Iced.Intel.AssemblerRegisters;
 namespace Dmp.Kvm.Patching.Templates;
 
 /// <summary>
-/// IRETQ to the kernel: the processor's own IRETQ, with a frame that returns to CPL 3. The frame's selectors are below the new stack
-/// pointer's life: nobody reads them again. A return to user code, to another selector, with rare flags, or with an IF that an interrupt
-/// waits for, is left to the VMM.
+/// IRETQ. To the kernel: the processor's own IRETQ, with a frame that returns to CPL 3. The frame's selectors are below the new stack
+/// pointer's life: nobody reads them again. To 64-bit user code: through the monitor, which loads the user view. A return to anything
+/// else, with rare flags, or with an IF that an interrupt waits for, is left to the VMM.
 /// <code>
 /// mov [Scratch0], rax
 /// mov [Scratch1], rcx
 /// mov rax, [rsp]                  ; RIP
 /// mov rcx, [rsp + 32]             ; SS
-/// cmp ecx, [StackSelector]
-/// jne emulate
 /// mov rcx, [rsp + 8]              ; CS
+/// cmp ecx, 33h
+/// je user
 /// cmp ecx, [CodeSelector]
 /// jne emulate
-/// sar rax, 47                     ; its bits 47 to 63 are set
+/// mov rcx, [rsp + 32]
+/// cmp ecx, [StackSelector]
+/// jne emulate
+/// sar rax, 47                     ; bits 47 to 63 of RIP are set
 /// inc rax
 /// jnz emulate
 /// mov rax, [rsp + 16]             ; RFLAGS
-/// test eax, 37100h
+/// test eax, 67100h
 /// jnz emulate
 /// and eax, 200h
 /// jz set
@@ -37,6 +40,15 @@ namespace Dmp.Kvm.Patching.Templates;
 /// mov rcx, [Scratch1]
 /// mov rax, [Scratch0]
 /// iretq
+/// user: shr rax, 47               ; bits 47 to 63 of RIP are clear
+/// jnz emulate
+/// mov rcx, [rsp + 32]
+/// cmp ecx, 2Bh
+/// jne emulate
+/// mov rcx, [UserRoot]
+/// test rcx, rcx
+/// jz emulate
+/// ...                             ; the frame goes to the vCPU's page, and through the gate
 /// emulate: mov rcx, [Scratch1]
 /// mov rax, [Scratch0]
 /// hlt
@@ -47,6 +59,7 @@ internal sealed class InterruptReturn : ImplantTemplate
 {
     private const int CodeOffset = 8;
     private const int FlagsOffset = 16;
+    private const int StackPointerOffset = 24;
     private const int StackOffset = 32;
     private const byte CanonicalShift = 47;
 
@@ -54,13 +67,16 @@ internal sealed class InterruptReturn : ImplantTemplate
     internal override string Name => "iret";
 
     /// <inheritdoc/>
+    internal override int Version => 1;
+
+    /// <inheritdoc/>
     internal override bool Matches(in Instruction instruction, in TemplateHost host) => instruction.Mnemonic == Mnemonic.Iretq;
 
     /// <inheritdoc/>
     internal override void Emit(ImplantAssembler code, in Instruction instruction)
     {
-        const Rflags Rare = Rflags.Trap | Rflags.NestedTask | Rflags.Resume | Rflags.Virtual8086 | Rflags.IoPrivilege;
         Assembler asm = code.Asm;
+        Label user = asm.CreateLabel();
         Label set = asm.CreateLabel();
         Label emulate = asm.CreateLabel();
         code.Save();
@@ -68,16 +84,19 @@ internal sealed class InterruptReturn : ImplantTemplate
         // Its first and its last word prove that all of the frame can be read, before the flags change.
         asm.mov(rax, __qword_ptr[rsp]);
         asm.mov(rcx, __qword_ptr[rsp + StackOffset]);
-        code.Compare(ecx, VcpuPageField.StackSelector);
-        asm.jne(emulate);
         asm.mov(rcx, __qword_ptr[rsp + CodeOffset]);
+        asm.cmp(ecx, MonitorSegments.UserCodeSelector);
+        asm.je(user);
         code.Compare(ecx, VcpuPageField.CodeSelector);
+        asm.jne(emulate);
+        asm.mov(rcx, __qword_ptr[rsp + StackOffset]);
+        code.Compare(ecx, VcpuPageField.StackSelector);
         asm.jne(emulate);
         asm.sar(rax, CanonicalShift);
         asm.inc(rax);
         asm.jne(emulate);
         asm.mov(rax, __qword_ptr[rsp + FlagsOffset]);
-        asm.test(eax, (int)Rare);
+        asm.test(eax, (int)(RareFlags.OnReturn | Rflags.AlignmentCheck));
         asm.jne(emulate);
         asm.and(eax, (int)Rflags.Interrupt);
         asm.je(set);
@@ -90,8 +109,30 @@ internal sealed class InterruptReturn : ImplantTemplate
         asm.mov(__dword_ptr[rsp + StackOffset], MonitorSegments.UserDataSelector);
         code.Restore();
         asm.iretq();
+        asm.Label(ref user);
+        EmitUser(code, emulate);
         asm.Label(ref emulate);
         code.Restore();
         code.Emulate();
+    }
+
+    private static void EmitUser(ImplantAssembler code, Label emulate)
+    {
+        Assembler asm = code.Asm;
+        asm.shr(rax, CanonicalShift);
+        asm.jne(emulate);
+        asm.mov(rcx, __qword_ptr[rsp + StackOffset]);
+        asm.cmp(ecx, MonitorSegments.UserDataSelector);
+        asm.jne(emulate);
+        code.Load(rcx, VcpuPageField.UserRoot);
+        asm.test(rcx, rcx);
+        asm.je(emulate);
+        asm.mov(rax, __qword_ptr[rsp + FlagsOffset]);
+        code.LoadUserFlags(emulate);
+        asm.mov(rax, __qword_ptr[rsp]);
+        code.Store(VcpuPageField.ReturnRip, rax);
+        asm.mov(rax, __qword_ptr[rsp + StackPointerOffset]);
+        code.Store(VcpuPageField.ReturnRsp, rax);
+        code.ReturnToUser();
     }
 }

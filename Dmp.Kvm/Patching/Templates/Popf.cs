@@ -6,13 +6,13 @@ using static Iced.Intel.AssemblerRegisters;
 namespace Dmp.Kvm.Patching.Templates;
 
 /// <summary>
-/// POPFQ: the real flags from the stack, IF to the virtual one. TF, NT, RF, VM and another IOPL are left to the VMM, and so is an IF
+/// POPFQ: the real flags from the stack, IF to the virtual one. TF, NT, VM, AC and another IOPL are left to the VMM, and so is an IF
 /// that an interrupt waits for.
 /// <code>
 /// mov [Scratch0], rax
 /// mov [Scratch1], rcx
 /// mov rax, [rsp]
-/// test eax, 37100h                ; the flags may change: POPFQ loads them all
+/// test eax, 67100h                ; the flags may change: POPFQ loads them all
 /// jnz emulate
 /// and eax, 200h
 /// jz set
@@ -41,14 +41,13 @@ internal sealed class Popf : ImplantTemplate
     /// <inheritdoc/>
     internal override void Emit(ImplantAssembler code, in Instruction instruction)
     {
-        const Rflags Rare = Rflags.Trap | Rflags.NestedTask | Rflags.Resume | Rflags.Virtual8086 | Rflags.IoPrivilege;
         Assembler asm = code.Asm;
         Label set = asm.CreateLabel();
         Label emulate = asm.CreateLabel();
         Label done = asm.CreateLabel();
         code.Save();
         asm.mov(rax, __qword_ptr[rsp]);
-        asm.test(eax, (int)Rare);
+        asm.test(eax, (int)(RareFlags.OnReturn | Rflags.AlignmentCheck));
         asm.jne(emulate);
         asm.and(eax, (int)Rflags.Interrupt);
         asm.je(set);
