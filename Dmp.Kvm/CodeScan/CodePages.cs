@@ -141,15 +141,20 @@ internal sealed class CodePages(GuestMemory memory)
     }
 
     /// <summary>Puts the original bytes back: the frame is ordinary memory again.</summary>
+    /// <param name="frame">The frame.</param>
+    /// <param name="address">Virtual address of the page that it ran at.</param>
     /// <returns>Whether it was code.</returns>
-    internal bool Remove(ulong frame)
+    internal bool Remove(ulong frame, out ulong address)
     {
         lock (sync)
         {
+            address = 0;
             if (!pages.Remove(frame, out CodePage? page))
             {
                 return false;
             }
+
+            address = page.Page;
 
             Restores++;
             Restore(page, Bytes(frame), 0);

@@ -27,6 +27,7 @@ internal readonly record struct MemoryFaultResult(MemoryFaultAction Action, Exit
 internal sealed class MemoryFaults
 {
     private const ulong NoFrame = ulong.MaxValue;
+    private const ulong LastUserAddress = long.MaxValue;
 
     /// <summary>Bytes of the page before that a sweep starts in.</summary>
     private const int LeadIn = 256;
@@ -35,7 +36,7 @@ internal sealed class MemoryFaults
     private const int LeadOut = 16;
 
     /// <summary>Pages around a fault, aligned, that are filled with it when the guest has used them.</summary>
-    private const int Neighbours = 8;
+    private const int Neighbours = 16;
 
     private readonly GuestMemory memory;
     private readonly CodePages code;
@@ -47,6 +48,7 @@ internal sealed class MemoryFaults
     private readonly byte[] window = new byte[LeadIn + Paging.PageSize + LeadOut];
     private ulong steppedFrame = NoFrame;
     private bool guestWasStepping;
+    private ulong temporaryPage;
 
     internal MemoryFaults(GuestMemory memory, CodePages code, CpuState state, VirtualTlb tlb, GuestAccess access)
     {
@@ -114,10 +116,15 @@ internal sealed class MemoryFaults
     /// <summary>A scanned frame is about to be written: its bytes come back, and it may not be executed until it is scanned again.</summary>
     internal void Release(ulong frame)
     {
-        if (code.Remove(frame))
+        if (!code.Remove(frame, out ulong page))
         {
-            tlb.DropFrame(frame);
+            return;
         }
+
+        tlb.DropFrame(frame);
+
+        // Code is patched by code that reads it before and after.
+        TryPrefill(page, kernelCode: true);
     }
 
     /// <summary>The stepped instruction is over: the page is protected again, and scanned when it is next executed.</summary>
@@ -179,7 +186,13 @@ internal sealed class MemoryFaults
             MayBeLarge = translation.Level > 1 && !stepped && IsPlainLargePage(frame),
         };
         tlb.Fill(address, leaf, state.UserMode);
-        if (translation.Level == 1 && !stepped)
+        if (kernelCode && address <= LastUserAddress)
+        {
+            // Linux patches its text through an address space of its own, with one such page.
+            temporaryPage = address & ~Paging.PageOffsetMask;
+        }
+
+        if (!leaf.MayBeLarge && !stepped)
         {
             FillNeighbours(address, kernelCode);
         }
@@ -200,30 +213,47 @@ internal sealed class MemoryFaults
                 continue;
             }
 
-            Translation translation = PageWalk.Translate(
-                memory, state.Paging, neighbour, access.OwnPrivilege | PageAccess.Probe);
-            if (!translation.Allowed || !translation.Accessed || translation.Level != 1
-                || translation.User == kernelCode
-                || !memory.TryToMachine(translation.Address, out MachineAddress machine))
-            {
-                continue;
-            }
-
-            bool isCode = code.Contains(translation.Address.Frame);
-            bool mayRun = kernelCode ? isCode && code.MayExecute(translation.Address.Frame, neighbour) : !isCode;
-            tlb.Fill(
-                neighbour,
-                new ShadowLeaf
-                {
-                    Frame = machine.Value & ~Paging.PageOffsetMask,
-                    Writable = translation.Writable && translation.Dirty && !isCode,
-                    Executable = translation.Executable && mayRun,
-                    User = translation.User,
-                    Global = translation.Global,
-                    GuestLevel = 1,
-                },
-                state.UserMode);
+            TryPrefill(neighbour, kernelCode);
         }
+    }
+
+    /// <summary>
+    /// A CR3 load emptied the current address space's entries. The page through which the guest patches its text is used at once.
+    /// </summary>
+    internal void AfterColdLoad()
+    {
+        if (temporaryPage != 0)
+        {
+            TryPrefill(temporaryPage, kernelCode: true);
+        }
+    }
+
+    /// <summary>Fills the entry of a page that the guest has used: a processor may cache its translation at any time.</summary>
+    /// <param name="page">Virtual address of the page.</param>
+    /// <param name="kernelCode">Whether it is to be a supervisor page, and this the kernel.</param>
+    private void TryPrefill(ulong page, bool kernelCode)
+    {
+        Translation translation = PageWalk.Translate(memory, state.Paging, page, access.OwnPrivilege | PageAccess.Probe);
+        if (!translation.Allowed || !translation.Accessed || translation.User == kernelCode
+            || !memory.TryToMachine(translation.Address, out MachineAddress machine))
+        {
+            return;
+        }
+
+        bool isCode = code.Contains(translation.Address.Frame);
+        bool mayRun = kernelCode ? isCode && code.MayExecute(translation.Address.Frame, page) : !isCode;
+        tlb.Fill(
+            page,
+            new ShadowLeaf
+            {
+                Frame = machine.Value & ~Paging.PageOffsetMask,
+                Writable = translation.Writable && translation.Dirty && !isCode,
+                Executable = translation.Executable && mayRun,
+                User = translation.User,
+                Global = translation.Global,
+                GuestLevel = translation.Level,
+            },
+            state.UserMode);
     }
 
     /// <summary>Whether 2 MiB around a frame are RAM without code, so that one entry may map them.</summary>

@@ -233,6 +233,12 @@ internal sealed class Vcpu : IVcpu, IDisposable
             audit?.Sample();
         }
 
+        if (tlb.LoadedCold)
+        {
+            tlb.LoadedCold = false;
+            faults.AfterColdLoad();
+        }
+
         if (implants is not null && !state.UserMode)
         {
             state.Page[VcpuPageField.InterruptPending] =

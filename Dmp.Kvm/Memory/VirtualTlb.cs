@@ -121,6 +121,9 @@ internal sealed class VirtualTlb
     /// <summary>Machine address of the root to run with.</summary>
     internal ulong Root(bool userView) => RootOf(Current, userView);
 
+    /// <summary>Whether the last CR3 load emptied the entries of the root it loaded; for whoever acts on it to reset.</summary>
+    internal bool LoadedCold { get; set; }
+
     /// <summary>Whether a CR3 load has more to do than to change the root.</summary>
     internal bool LoadsSlowly => kernelNonGlobal.Count != 0;
 
@@ -161,6 +164,7 @@ internal sealed class VirtualTlb
             Flush(index);
         }
 
+        LoadedCold = !keep;
         tags[index].LastUse = ++clock;
         Current = index;
     }

@@ -55,6 +55,10 @@ internal sealed class ImplantAssembler
     internal void Load(AssemblerRegister32 target, VcpuPageField field) =>
         assembler.AddInstruction(Instruction.Create(Code.Mov_r32_rm32, target, Operand(field)));
 
+    /// <summary>Reads the low 2 bytes of a field; the rest of the register stays.</summary>
+    internal void Load(AssemblerRegister16 target, VcpuPageField field) =>
+        assembler.AddInstruction(Instruction.Create(Code.Mov_r16_rm16, target, Operand(field)));
+
     /// <summary>Writes a field.</summary>
     internal void Store(VcpuPageField field, AssemblerRegister64 source) =>
         assembler.AddInstruction(Instruction.Create(Code.Mov_rm64_r64, Operand(field), source));

@@ -64,7 +64,7 @@ internal sealed class WindowPlanner(IGuestText text, TemplateSet templates)
 
         (ulong start, ulong end) = text.Function(site) ?? (site, ulong.MaxValue);
         ImmutableArray<Instruction> function = ReadFunction(ref start, end, site);
-        int index = function.IndexOf(first[0]);
+        int index = IndexOf(function, site);
         if (index < 0)
         {
             // The symbol's code does not lead to the site: plan from the site on alone.
@@ -76,6 +76,20 @@ internal sealed class WindowPlanner(IGuestText text, TemplateSet templates)
         return Choose(site, function, index, end) is { } window
             ? new PlanResult.Planned(window)
             : new PlanResult.Refused(lastReason, original);
+    }
+
+    // Instructions count as equal wherever they stand, so this goes by the address.
+    private static int IndexOf(ImmutableArray<Instruction> function, ulong address)
+    {
+        for (int index = 0; index < function.Length; index++)
+        {
+            if (function[index].IP == address)
+            {
+                return index;
+            }
+        }
+
+        return -1;
     }
 
     private PatchPlan? Choose(ulong site, ImmutableArray<Instruction> function, int index, ulong end)

@@ -4,9 +4,9 @@ using Iced.Intel;
 namespace Dmp.Kvm.Patching.Templates;
 
 /// <summary>
-/// MOV from CS and SS to a register of 32 or 64 bits: the virtual selector, its upper bits clear.
+/// MOV from CS and SS to a register: the virtual selector. The upper bits of a 32-bit or 64-bit register become 0.
 /// <code>
-/// mov reg32, [CodeSelector]
+/// mov reg, [CodeSelector]
 /// </code>
 /// </summary>
 internal sealed class ReadSelector : ImplantTemplate
@@ -17,10 +17,19 @@ internal sealed class ReadSelector : ImplantTemplate
     /// <inheritdoc/>
     internal override bool Matches(in Instruction instruction, in TemplateHost host) =>
         instruction.Mnemonic == Mnemonic.Mov && instruction.Op1Register is Register.CS or Register.SS
-        && instruction.Op0Kind == OpKind.Register && instruction.Op0Register.GetSize() > sizeof(ushort);
+        && instruction.Op0Kind == OpKind.Register;
 
     /// <inheritdoc/>
-    internal override void Emit(ImplantAssembler code, in Instruction instruction) => code.Load(
-        new AssemblerRegister32(instruction.Op0Register.GetFullRegister32()),
-        instruction.Op1Register == Register.CS ? VcpuPageField.CodeSelector : VcpuPageField.StackSelector);
+    internal override void Emit(ImplantAssembler code, in Instruction instruction)
+    {
+        VcpuPageField field = instruction.Op1Register == Register.CS ? VcpuPageField.CodeSelector : VcpuPageField.StackSelector;
+        if (instruction.Op0Register.GetSize() == sizeof(ushort))
+        {
+            code.Load(new AssemblerRegister16(instruction.Op0Register), field);
+        }
+        else
+        {
+            code.Load(new AssemblerRegister32(instruction.Op0Register.GetFullRegister32()), field);
+        }
+    }
 }

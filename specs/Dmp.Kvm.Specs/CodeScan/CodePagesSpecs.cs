@@ -32,7 +32,7 @@ public sealed class CodePagesSpecs : IDisposable
         Assert.Equal(expected, Page.ToArray());
         Assert.True(pages.Contains(Frame));
         Assert.Equal(3, pages.Spill(Frame));
-        Assert.True(pages.Remove(Frame));
+        Assert.True(pages.Remove(Frame, out _));
         Assert.Equal(original, Page.ToArray());
         Assert.False(pages.Contains(Frame));
         Assert.Equal((1, 1), (pages.Scans, pages.Restores));
@@ -45,14 +45,14 @@ public sealed class CodePagesSpecs : IDisposable
         pages.Add(Frame, [7, 9], spill: 2);
         Assert.Equal(1, pages.Spill(Frame));
         Assert.Equal(1, pages.Scans);
-        Assert.True(pages.Remove(Frame));
+        Assert.True(pages.Remove(Frame, out _));
         Assert.Equal(original, Page.ToArray());
     }
 
     [Fact(DisplayName = "A frame that is no code is not restored and has no spill")]
     public void Unknown()
     {
-        Assert.False(pages.Remove(Frame));
+        Assert.False(pages.Remove(Frame, out _));
         Assert.Equal(-1, pages.Spill(Frame));
         Assert.Equal(0, pages.Restores);
         byte[] read = new byte[16];
@@ -97,7 +97,7 @@ public sealed class CodePagesSpecs : IDisposable
         Assert.True(pages.AnyInLargePage(1023));
         Assert.False(pages.AnyInLargePage(511));
         Assert.Equal(others > 0, pages.AnyInLargePage(1024));
-        _ = pages.Remove(1023);
+        _ = pages.Remove(1023, out _);
         Assert.False(pages.AnyInLargePage(700));
     }
 

@@ -41,7 +41,7 @@ internal sealed class EmulatedCpu : IDisposable
         tables.Map(UserBase, 2, Paging.LargePageSize | Leaf | (ulong)PageEntry.User);
         State.Cr3 = GuestTables.Root;
         CodePages code = new(memory);
-        Access = new GuestAccess(memory, code, State, frame => code.Remove(frame));
+        Access = new GuestAccess(memory, code, State, frame => code.Remove(frame, out _));
         Events = new EventDelivery(Registers, State, Access);
         fetcher = new InstructionFetcher(Access);
         Chipset chipset = new(1, Clock, Machine, new SerialConsole(), memory.Size, null);
