@@ -72,8 +72,8 @@ internal sealed class MemoryFaults
     internal MemoryFaultResult Handle(ulong address, PageFaultError error, ulong rip)
     {
         PageAccess wanted = access.OwnPrivilege
-            | (error.HasFlag(PageFaultError.Write) ? PageAccess.Write : 0)
-            | (error.HasFlag(PageFaultError.InstructionFetch) ? PageAccess.Fetch : 0);
+            | (error.Has(PageFaultError.Write) ? PageAccess.Write : 0)
+            | (error.Has(PageFaultError.InstructionFetch) ? PageAccess.Fetch : 0);
         if (!access.TryTranslate(address, wanted, out Translation translation))
         {
             return new(MemoryFaultAction.Reflect, ExitKind.GuestFault, access.Fault);
@@ -87,7 +87,7 @@ internal sealed class MemoryFaults
         ExitKind kind = ExitKind.HiddenFault;
         ulong frame = translation.Address.Frame;
         bool kernelCode = !state.UserMode && !translation.User;
-        if (wanted.HasFlag(PageAccess.Fetch) && frame != steppedFrame)
+        if (wanted.Has(PageAccess.Fetch) && frame != steppedFrame)
         {
             if (kernelCode)
             {
@@ -99,7 +99,7 @@ internal sealed class MemoryFaults
                 Release(frame);
             }
         }
-        else if (wanted.HasFlag(PageAccess.Write) && code.Contains(frame))
+        else if (wanted.Has(PageAccess.Write) && code.Contains(frame))
         {
             kind = ExitKind.CodeWrite;
             Release(frame);
@@ -174,7 +174,7 @@ internal sealed class MemoryFaults
         bool stepped = frame == steppedFrame;
 
         // Without CR0.WP the guest's kernel writes to read-only pages; CPL 3 never does, so the entry must allow it.
-        bool writable = translation.Writable || (wanted.HasFlag(PageAccess.Write) && !state.UserMode);
+        bool writable = translation.Writable || (wanted.Has(PageAccess.Write) && !state.UserMode);
         ShadowLeaf leaf = new()
         {
             Frame = machine.Value & ~Paging.PageOffsetMask,
@@ -252,6 +252,7 @@ internal sealed class MemoryFaults
                 User = translation.User,
                 Global = translation.Global,
                 GuestLevel = translation.Level,
+                MayBeLarge = translation.Level > 1 && IsPlainLargePage(translation.Address.Frame),
             },
             state.UserMode);
     }

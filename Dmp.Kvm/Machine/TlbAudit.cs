@@ -50,8 +50,8 @@ internal sealed class TlbAudit(GuestMemory memory, CodePages code, CpuState stat
     {
         PageEntry bits = (PageEntry)entry;
         ulong frame = (entry & Paging.FrameMask) >> Paging.PageShift;
-        bool writable = bits.HasFlag(PageEntry.Writable);
-        bool executable = !bits.HasFlag(PageEntry.NoExecute);
+        bool writable = bits.Has(PageEntry.Writable);
+        bool executable = !bits.Has(PageEntry.NoExecute);
         if (writable && (level == 1 ? code.Contains(frame) : code.AnyInLargePage(frame)))
         {
             return "scanned code is writable";

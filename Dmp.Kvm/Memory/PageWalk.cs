@@ -99,7 +99,7 @@ public static class PageWalk
             ref ulong word = ref memory.Word(slot);
             ulong entry = Volatile.Read(ref word);
             PageEntry bits = (PageEntry)entry;
-            if (!bits.HasFlag(PageEntry.Present))
+            if (!bits.Has(PageEntry.Present))
             {
                 return Fault(error);
             }
@@ -109,10 +109,10 @@ public static class PageWalk
                 return Fault(error | PageFaultError.Present | PageFaultError.ReservedBit);
             }
 
-            writable &= bits.HasFlag(PageEntry.Writable);
-            user &= bits.HasFlag(PageEntry.User);
-            executable &= !(mode.NoExecuteEnabled && bits.HasFlag(PageEntry.NoExecute));
-            bool leaf = level == 1 || (level < TopLevel && bits.HasFlag(PageEntry.Large));
+            writable &= bits.Has(PageEntry.Writable);
+            user &= bits.Has(PageEntry.User);
+            executable &= !(mode.NoExecuteEnabled && bits.Has(PageEntry.NoExecute));
+            bool leaf = level == 1 || (level < TopLevel && bits.Has(PageEntry.Large));
             if (!leaf)
             {
                 SetBits(ref word, entry, PageEntry.Accessed, access);
@@ -125,7 +125,7 @@ public static class PageWalk
                 return Fault(error | PageFaultError.Present);
             }
 
-            PageEntry used = access.HasFlag(PageAccess.Write) ? PageEntry.Accessed | PageEntry.Dirty : PageEntry.Accessed;
+            PageEntry used = access.Has(PageAccess.Write) ? PageEntry.Accessed | PageEntry.Dirty : PageEntry.Accessed;
             SetBits(ref word, entry, used, access);
             ulong frame = entry & level switch { 1 => Paging.FrameMask, 2 => LargeFrameMask, _ => HugeFrameMask };
             ulong within = virtualAddress & ((1UL << Paging.LevelShift(level)) - 1);
@@ -136,9 +136,9 @@ public static class PageWalk
                 Writable = writable,
                 User = user,
                 Executable = executable,
-                Global = mode.GlobalEnabled && bits.HasFlag(PageEntry.Global),
-                Accessed = bits.HasFlag(PageEntry.Accessed),
-                Dirty = bits.HasFlag(PageEntry.Dirty) || access.HasFlag(PageAccess.Write),
+                Global = mode.GlobalEnabled && bits.Has(PageEntry.Global),
+                Accessed = bits.Has(PageEntry.Accessed),
+                Dirty = bits.Has(PageEntry.Dirty) || access.Has(PageAccess.Write),
                 Allowed = true,
             };
         }
@@ -147,34 +147,34 @@ public static class PageWalk
     private static Translation Fault(PageFaultError error) => new() { Error = error };
 
     private static PageFaultError ErrorOf(in PagingMode mode, PageAccess access) =>
-        (access.HasFlag(PageAccess.Write) ? PageFaultError.Write : 0)
-        | (access.HasFlag(PageAccess.User) ? PageFaultError.User : 0)
-        | (access.HasFlag(PageAccess.Fetch) && mode.NoExecuteEnabled ? PageFaultError.InstructionFetch : 0);
+        (access.Has(PageAccess.Write) ? PageFaultError.Write : 0)
+        | (access.Has(PageAccess.User) ? PageFaultError.User : 0)
+        | (access.Has(PageAccess.Fetch) && mode.NoExecuteEnabled ? PageFaultError.InstructionFetch : 0);
 
     private static bool IsAllowed(in PagingMode mode, PageAccess access, bool writable, bool user, bool executable)
     {
-        if (access.HasFlag(PageAccess.User) && !user)
+        if (access.Has(PageAccess.User) && !user)
         {
             return false;
         }
 
-        if (access.HasFlag(PageAccess.Write) && !writable && (access.HasFlag(PageAccess.User) || mode.WriteProtect))
+        if (access.Has(PageAccess.Write) && !writable && (access.Has(PageAccess.User) || mode.WriteProtect))
         {
             return false;
         }
 
-        return executable || !access.HasFlag(PageAccess.Fetch);
+        return executable || !access.Has(PageAccess.Fetch);
     }
 
     private static bool HasReservedBits(ulong entry, int level, in PagingMode mode)
     {
         PageEntry bits = (PageEntry)entry;
-        if ((entry & ReservedAddressBits) != 0 || (bits.HasFlag(PageEntry.NoExecute) && !mode.NoExecuteEnabled))
+        if ((entry & ReservedAddressBits) != 0 || (bits.Has(PageEntry.NoExecute) && !mode.NoExecuteEnabled))
         {
             return true;
         }
 
-        return bits.HasFlag(PageEntry.Large) && level switch
+        return bits.Has(PageEntry.Large) && level switch
         {
             // Bit 12 of a large leaf is PAT; the address bits between it and the frame must be zero.
             TopLevel => true,
@@ -186,7 +186,7 @@ public static class PageWalk
 
     private static void SetBits(ref ulong word, ulong entry, PageEntry bits, PageAccess access)
     {
-        if (access.HasFlag(PageAccess.Probe))
+        if (access.Has(PageAccess.Probe))
         {
             return;
         }

@@ -254,7 +254,7 @@ internal sealed class VirtualTlb
         {
             int slot = Slot(table, Paging.Index(virtualAddress, level));
             ulong entry = memory.Get(slot);
-            bool isLeaf = level == 2 && ((PageEntry)entry).HasFlag(PageEntry.Large);
+            bool isLeaf = level == 2 && ((PageEntry)entry).Has(PageEntry.Large);
             if (level == 2 && leaf.MayBeLarge && (entry == 0 || isLeaf))
             {
                 PutLarge(slot, entry, leaf, kernelHalf && !userView);
@@ -503,7 +503,7 @@ internal sealed class VirtualTlb
                 return;
             }
 
-            if (level == 1 || (level == 2 && ((PageEntry)entry).HasFlag(PageEntry.Large)))
+            if (level == 1 || (level == 2 && ((PageEntry)entry).Has(PageEntry.Large)))
             {
                 doomed.Add(slot);
                 return;
@@ -528,7 +528,7 @@ internal sealed class VirtualTlb
                 continue;
             }
 
-            if (level == 1 || ((PageEntry)entry).HasFlag(PageEntry.Large))
+            if (level == 1 || ((PageEntry)entry).Has(PageEntry.Large))
             {
                 doomed.Add(Slot(table, index));
             }
@@ -601,7 +601,7 @@ internal sealed class VirtualTlb
         foreach (int slot in doomed)
         {
             ulong entry = memory.Get(slot);
-            if (((PageEntry)entry).HasFlag(PageEntry.Large) && levels[TableOf(slot)] == 2)
+            if (((PageEntry)entry).Has(PageEntry.Large) && levels[TableOf(slot)] == 2)
             {
                 largeMap.Unlink((entry & Paging.FrameMask) / Paging.LargePageSize, slot);
             }
@@ -710,7 +710,7 @@ internal sealed class VirtualTlb
                 return -1;
             }
 
-            if (level == 1 || (level == 2 && ((PageEntry)entry).HasFlag(PageEntry.Large)))
+            if (level == 1 || (level == 2 && ((PageEntry)entry).Has(PageEntry.Large)))
             {
                 return slot;
             }
@@ -731,7 +731,7 @@ internal sealed class VirtualTlb
         for (int index = 0; index < Paging.EntriesPerTable; index++)
         {
             ulong entry = memory.Get(Slot(table, index));
-            bool isLeaf = level == 1 || (level == 2 && ((PageEntry)entry).HasFlag(PageEntry.Large));
+            bool isLeaf = level == 1 || (level == 2 && ((PageEntry)entry).Has(PageEntry.Large));
             if (entry == 0 || (!isLeaf && IsForeign(entry)))
             {
                 continue;

@@ -6,6 +6,7 @@ namespace Dmp.Kvm.Specs.CodeScan;
 public sealed class CodePagesSpecs : IDisposable
 {
     private const byte Hlt = 0xF4;
+    private const ulong Address = 0xFFFF_FFFF_8100_0000;
     private const ulong Frame = 5;
 
     private readonly GuestMemory memory = GuestMemory.Create(8UL << 20);
@@ -26,7 +27,7 @@ public sealed class CodePagesSpecs : IDisposable
     [Fact(DisplayName = "Traps replace exactly the given bytes, and removal restores the page exactly")]
     public void Add_and_remove()
     {
-        pages.Add(Frame, [0, 7, 8, 4095], spill: 3);
+        pages.Add(Frame, Address, [0, 7, 8, 4095], spill: 3);
         byte[] expected = [.. original];
         expected[0] = expected[7] = expected[8] = expected[4095] = Hlt;
         Assert.Equal(expected, Page.ToArray());
@@ -41,8 +42,8 @@ public sealed class CodePagesSpecs : IDisposable
     [Fact(DisplayName = "A frame that is code already is not trapped again")]
     public void Add_twice()
     {
-        pages.Add(Frame, [7], spill: 1);
-        pages.Add(Frame, [7, 9], spill: 2);
+        pages.Add(Frame, Address, [7], spill: 1);
+        pages.Add(Frame, Address, [7, 9], spill: 2);
         Assert.Equal(1, pages.Spill(Frame));
         Assert.Equal(1, pages.Scans);
         Assert.True(pages.Remove(Frame, out _));
@@ -70,7 +71,7 @@ public sealed class CodePagesSpecs : IDisposable
     [InlineData(4095, 1, true)]
     public void Read_original(int offset, int length, bool trap)
     {
-        pages.Add(Frame, [0, 7, 8, 4095], spill: 0);
+        pages.Add(Frame, Address, [0, 7, 8, 4095], spill: 0);
         byte[] read = new byte[length];
         Assert.Equal(trap, pages.ReadOriginal(Frame, offset, read));
         Assert.Equal(original.AsSpan(offset, length).ToArray(), read);
@@ -88,11 +89,11 @@ public sealed class CodePagesSpecs : IDisposable
     {
         for (ulong frame = 0; frame < others; frame++)
         {
-            pages.Add(1024 + frame, [], spill: 0);
+            pages.Add(1024 + frame, Address + ((ulong)frame * Paging.PageSize), [], spill: 0);
         }
 
         Assert.False(pages.AnyInLargePage(512));
-        pages.Add(1023, [], spill: 0);
+        pages.Add(1023, Address, [], spill: 0);
         Assert.True(pages.AnyInLargePage(512));
         Assert.True(pages.AnyInLargePage(1023));
         Assert.False(pages.AnyInLargePage(511));
@@ -102,5 +103,5 @@ public sealed class CodePagesSpecs : IDisposable
     }
 
     [Fact(DisplayName = "A frame outside RAM is refused")]
-    public void Outside() => Assert.Throws<GuestMemoryException>(() => pages.Add(2048, [0], spill: 0));
+    public void Outside() => Assert.Throws<GuestMemoryException>(() => pages.Add(2048, Address, [0], spill: 0));
 }
