@@ -1,5 +1,6 @@
 using System.Globalization;
 using Akka.Configuration;
+using Dmp.Actors.Journal;
 using Dmp.Kvm;
 
 namespace Dmp.Actors;
@@ -39,6 +40,9 @@ public sealed record ControlSettings
 
     /// <summary>Window in which restarts count together.</summary>
     public required TimeSpan RestartWindow { get; init; }
+
+    /// <summary>Settings of the patch journal.</summary>
+    public required JournalSettings Journal { get; init; }
 
     /// <summary>Reads a settings file.</summary>
     /// <param name="path">Path of akka.hocon.</param>
@@ -94,6 +98,15 @@ public sealed record ControlSettings
             InputRetry = Time(config, "dmp.console.input-retry"),
             RestartLimit = Count(config, "dmp.supervision.restart-limit"),
             RestartWindow = Time(config, "dmp.supervision.restart-window"),
+            Journal = new JournalSettings
+            {
+                Connection = Read(config, "dmp.journal.connection", () => config.GetString("dmp.journal.connection"), "a text"),
+                OpenTimeout = Time(config, "dmp.journal.open-timeout"),
+                AnswerTimeout = Time(config, "dmp.journal.answer-timeout"),
+                FirstRetry = Time(config, "dmp.journal.first-retry"),
+                LongestRetry = Time(config, "dmp.journal.longest-retry"),
+                SnapshotEvery = Count(config, "dmp.journal.snapshot-every"),
+            },
         };
     }
 

@@ -1,0 +1,162 @@
+using System.Buffers.Binary;
+using System.Globalization;
+using System.Security.Cryptography;
+using System.Text;
+using Microsoft.Data.Sqlite;
+using Npgsql;
+
+namespace Dmp.Actors.Journal;
+
+/// <summary>
+/// A journal's database, checked, and locked for one user at a time. Opening blocks, for a few seconds at most.
+/// </summary>
+internal sealed class JournalStore : IDisposable
+{
+    /// <summary>Marks an SQLite file as a patch journal: "DMPJ".</summary>
+    private const int ApplicationId = 0x444d504a;
+
+    /// <summary>Counted up when the tables change so that an older Dmp could not use them.</summary>
+    private const int FormatVersion = 1;
+
+    private readonly IDisposable userLock;
+
+    private JournalStore(IDisposable userLock) => this.userLock = userLock;
+
+    /// <summary>Opens a journal.</summary>
+    /// <param name="connection">Where it is.</param>
+    /// <param name="kernelId">The kernel whose patches are to be written; null to write none. A file is locked in any case and as a
+    /// whole; a server can serve many machines, so that there only the kernel's part is locked.</param>
+    /// <exception cref="JournalInUseException">Somebody else uses it.</exception>
+    /// <exception cref="JournalFormatException">It is something else.</exception>
+    /// <exception cref="Exception">What the database or the file system throws; see <see cref="JournalFailure"/>.</exception>
+    public static JournalStore Open(JournalConnection connection, string? kernelId) => connection switch
+    {
+        JournalConnection.SqliteFile file => Open(file),
+        JournalConnection.PostgreSql server => Open(server, kernelId),
+        _ => throw new ArgumentOutOfRangeException(nameof(connection)),
+    };
+
+    /// <inheritdoc/>
+    public void Dispose() => userLock.Dispose();
+
+    private static JournalStore Open(JournalConnection.SqliteFile file)
+    {
+        if (Directory.Exists(file.Path))
+        {
+            throw new IOException("it is a directory");
+        }
+
+        Directory.CreateDirectory(Path.GetDirectoryName(file.Path)!);
+        LockFile userLock = LockFile.Take(file.Path + ".lock");
+        try
+        {
+            Check(file);
+            return new JournalStore(userLock);
+        }
+        catch
+        {
+            userLock.Dispose();
+            throw;
+        }
+    }
+
+    private static void Check(JournalConnection.SqliteFile file)
+    {
+        bool fresh = !File.Exists(file.Path) || new FileInfo(file.Path).Length == 0;
+        using var database = new SqliteConnection(new SqliteConnectionStringBuilder(JournalConfiguration.ConnectionString(file, pooled: false))
+        {
+            Mode = SqliteOpenMode.ReadWriteCreate,
+        }.ConnectionString);
+        database.Open();
+        if (!fresh)
+        {
+            CheckContent(database);
+        }
+
+        // Stays in the file. Synchronous is FULL by default: each commit is on the disk before it is acknowledged.
+        Read(database, "PRAGMA journal_mode = WAL");
+
+        // Writes the header also when nothing changes: what cannot be written shows here and not at the first patch.
+        using SqliteTransaction transaction = database.BeginTransaction(deferred: false);
+        Read(database, string.Create(CultureInfo.InvariantCulture, $"PRAGMA application_id = {ApplicationId}"));
+        Read(database, string.Create(CultureInfo.InvariantCulture, $"PRAGMA user_version = {FormatVersion}"));
+        transaction.Commit();
+    }
+
+    private static void CheckContent(SqliteConnection database)
+    {
+        long application = Convert.ToInt64(Read(database, "PRAGMA application_id"), CultureInfo.InvariantCulture);
+        long version = Convert.ToInt64(Read(database, "PRAGMA user_version"), CultureInfo.InvariantCulture);
+        long tables = Convert.ToInt64(Read(database, "SELECT count(*) FROM sqlite_master"), CultureInfo.InvariantCulture);
+        if (application != ApplicationId && (application != 0 || tables > 0))
+        {
+            throw new JournalFormatException("the file is a database of another program");
+        }
+
+        if (version > FormatVersion)
+        {
+            throw new JournalFormatException("a newer version of dmp wrote it");
+        }
+
+        string verdict = Convert.ToString(Read(database, "PRAGMA quick_check(1)"), CultureInfo.InvariantCulture) ?? string.Empty;
+        if (verdict != "ok")
+        {
+            throw new JournalFormatException($"the file is damaged ({verdict.ReplaceLineEndings(" ")})");
+        }
+    }
+
+    private static object? Read(SqliteConnection database, string sql)
+    {
+        using SqliteCommand command = database.CreateCommand();
+#pragma warning disable CA2100 // All texts are constants of this class.
+        command.CommandText = sql;
+#pragma warning restore CA2100
+        return command.ExecuteScalar();
+    }
+
+    private static JournalStore Open(JournalConnection.PostgreSql server, string? kernelId)
+    {
+        // The lock is the session's: a connection of its own, held open, and never back into a pool with the lock on it.
+        var session = new NpgsqlConnection(new NpgsqlConnectionStringBuilder(server.ConnectionString) { Pooling = false }.ConnectionString);
+        try
+        {
+            session.Open();
+            if (kernelId is null || TryLock(session, LockKey(kernelId)))
+            {
+                return new JournalStore(session);
+            }
+
+            throw new JournalInUseException($"the patches of this kernel are in use by {Holder(session, LockKey(kernelId))}");
+        }
+        catch
+        {
+            session.Dispose();
+            throw;
+        }
+    }
+
+    private static long LockKey(string kernelId) =>
+        BinaryPrimitives.ReadInt64LittleEndian(SHA256.HashData(Encoding.UTF8.GetBytes(PatchJournal.PersistenceIdOf(kernelId))));
+
+    private static bool TryLock(NpgsqlConnection session, long key)
+    {
+        using var take = new NpgsqlCommand("SELECT pg_try_advisory_lock(@key)", session);
+        take.Parameters.AddWithValue("key", key);
+        return take.ExecuteScalar() is true;
+    }
+
+    private static string Holder(NpgsqlConnection session, long key)
+    {
+        using var ask = new NpgsqlCommand(
+            """
+            SELECT activity.application_name FROM pg_locks AS locks JOIN pg_stat_activity AS activity USING (pid)
+            WHERE locks.locktype = 'advisory' AND locks.granted AND locks.objsubid = 1
+              AND (locks.classid::bigint << 32) | locks.objid::bigint = @key
+              AND locks.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+            LIMIT 1
+            """,
+            session);
+        ask.Parameters.AddWithValue("key", key);
+        return ask.ExecuteScalar() as string is { Length: > 0 } name ? name : "another process";
+    }
+}

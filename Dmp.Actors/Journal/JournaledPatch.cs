@@ -1,0 +1,43 @@
+using System.Collections.Immutable;
+using Dmp.Kvm.Patching;
+
+namespace Dmp.Actors.Journal;
+
+/// <summary>A patch as the journal keeps it: it means the same in every run of the same kernel, wherever that was loaded.</summary>
+/// <param name="Offset">Offset of the window from the kernel's base, in bytes; the patch's key.</param>
+/// <param name="Original">The guest's bytes in the window.</param>
+/// <param name="SiteOffset">Offset of the hot instruction from the kernel's base, in bytes; it lies in the window.</param>
+/// <param name="Templates">The templates of the window's sensitive instructions, in their order.</param>
+public sealed record JournaledPatch(
+    long Offset, ImmutableArray<byte> Original, long SiteOffset, ImmutableArray<TemplateUse> Templates)
+{
+    /// <summary>Offset of the first byte behind the window.</summary>
+    public long End => Offset + Original.Length;
+
+    /// <summary>A plan as the journal keeps it.</summary>
+    /// <param name="plan">The plan.</param>
+    /// <param name="kernelBase">Where the kernel's code begins in this run.</param>
+    public static JournaledPatch Of(PatchPlan plan, ulong kernelBase)
+    {
+        ArgumentNullException.ThrowIfNull(plan);
+        return new JournaledPatch(
+            unchecked((long)(plan.Window - kernelBase)), plan.Original, unchecked((long)(plan.Site - kernelBase)), plan.Templates);
+    }
+
+    /// <summary>The plan that was journaled.</summary>
+    /// <param name="kernelBase">Where the kernel's code begins in this run.</param>
+    public PatchPlan ToPlan(ulong kernelBase) => new(
+        unchecked(kernelBase + (ulong)SiteOffset), unchecked(kernelBase + (ulong)Offset), Original, Templates);
+
+    /// <summary>Whether an instruction's offset lies in the window.</summary>
+    /// <param name="offset">Offset from the kernel's base, in bytes.</param>
+    public bool Covers(long offset) => offset >= Offset && offset < End;
+
+    /// <inheritdoc/>
+    public bool Equals(JournaledPatch? other) => other is not null && Offset == other.Offset && SiteOffset == other.SiteOffset
+        && Original.AsSpan().SequenceEqual(other.Original.AsSpan())
+        && Templates.AsSpan().SequenceEqual(other.Templates.AsSpan());
+
+    /// <inheritdoc/>
+    public override int GetHashCode() => HashCode.Combine(Offset, SiteOffset, Original.Length, Templates.Length);
+}
