@@ -9,6 +9,8 @@ namespace Dmp.Actors.Journal;
 /// <param name="MayPass">Whether trying again later can help without anybody repairing the journal.</param>
 internal sealed record JournalFailure(string Line, bool MayPass)
 {
+    // Some libraries explain at length what only a developer can follow.
+    private const int LongestCause = 160;
     private const int SqliteBusy = 5;
     private const int SqliteLocked = 6;
     private const int SqliteReadOnly = 8;
@@ -48,7 +50,7 @@ internal sealed record JournalFailure(string Line, bool MayPass)
         SocketException or TimeoutException =>
             ($"the server does not answer ({cause.Message})", "start it, or choose another journal with --journal", true),
         NpgsqlException npgsql => (npgsql.Message, "see to the server, or choose another journal with --journal", true),
-        UnauthorizedAccessException => ("no permission", Elsewhere(connection), true),
+        UnauthorizedAccessException => (cause.InnerException?.Message ?? "no permission", Elsewhere(connection), true),
         IOException io => (io.Message, Elsewhere(connection), true),
         _ => null,
     };
@@ -82,5 +84,9 @@ internal sealed record JournalFailure(string Line, bool MayPass)
         }
     }
 
-    private static string OneLine(string text) => text.ReplaceLineEndings(" ").TrimEnd('.', ' ');
+    private static string OneLine(string text)
+    {
+        string line = text.ReplaceLineEndings(" ").TrimEnd('.', ' ');
+        return line.Length <= LongestCause ? line : $"{line[..LongestCause]}...";
+    }
 }
