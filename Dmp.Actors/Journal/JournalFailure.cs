@@ -1,4 +1,5 @@
 using System.Net.Sockets;
+using Akka.Persistence;
 using Microsoft.Data.Sqlite;
 using Npgsql;
 
@@ -47,8 +48,8 @@ internal sealed record JournalFailure(string Line, bool MayPass)
         PostgresException postgres => ($"the server says: {postgres.MessageText}", "see to it there, or choose another one with --journal", true),
         NpgsqlException { InnerException: SocketException or TimeoutException or IOException } npgsql =>
             ($"the server does not answer ({npgsql.InnerException!.Message})", "start it, or choose another journal with --journal", true),
-        SocketException or TimeoutException =>
-            ($"the server does not answer ({cause.Message})", "start it, or choose another journal with --journal", true),
+        SocketException => ($"the server does not answer ({cause.Message})", "start it, or choose another journal with --journal", true),
+        TimeoutException or RecoveryTimedOutException => ("it does not answer in time", Elsewhere(connection), true),
         NpgsqlException npgsql => (npgsql.Message, "see to the server, or choose another journal with --journal", true),
         UnauthorizedAccessException => (cause.InnerException?.Message ?? "no permission", Elsewhere(connection), true),
         IOException io => (io.Message, Elsewhere(connection), true),

@@ -56,7 +56,10 @@ public sealed class JournalGuardian : ReceiveActor, IWithTimers
         Receive<OpenFailed>(failed => Fail(failed.Session, () => JournalFailure.Of("open", connection, failed.Cause)));
         Receive<PatchJournal.Recovered>(OnRecovered);
         Receive<PatchJournal.Answered>(OnAnswered);
-        Receive<PatchJournal.Broke>(broke => Fail(broke.Session, () => JournalFailure.Of(broke.Attempted, connection, broke.Cause)));
+        Receive<PatchJournal.Broke>(broke => Fail(
+            broke.Session,
+            () => JournalFailure.Of(phase == Phase.Opening ? "open" : broke.Attempted, connection, broke.Cause)));
+        Receive<JournalSession.PluginFailed>(OnPluginFailed);
         Receive<TooSlow>(slow => Fail(slow.Session, () => JournalFailure.TooSlow(slow.Attempted, connection, slow.Limit)));
         Receive<Retry>(_ => Open());
         Receive<Released>(released => released.For?.Tell(new Closed(released.RequestId)));
@@ -130,7 +133,18 @@ public sealed class JournalGuardian : ReceiveActor, IWithTimers
 
         current = opened.Journal;
         journal = current.Start(
-            PatchJournal.Props(kernelId, Self, session, openTransactions.ToImmutableHashSet(), settings.Journal.SnapshotEvery));
+            PatchJournal.Props(kernelId, Self, session, openTransactions.ToImmutableHashSet(), settings.Journal.SnapshotEvery),
+            Self,
+            session);
+    }
+
+    private void OnPluginFailed(JournalSession.PluginFailed failed)
+    {
+        // Once the journal is open a failure comes as the answer to what was attempted, if it matters at all.
+        if (phase == Phase.Opening)
+        {
+            Fail(failed.Session, () => JournalFailure.Of("open", connection, failed.Cause));
+        }
     }
 
     private void OnRecovered(PatchJournal.Recovered recovered)

@@ -106,19 +106,29 @@ public sealed class JournalFailureSpecs : IDisposable
     [InlineData("UPDATE dmp_patch_events SET message = x'ffffffffff' WHERE sequence_number = 3", "a record of the kind \"in\" is damaged")]
     [InlineData("UPDATE dmp_patch_events SET manifest = 'zz' WHERE sequence_number = 3", "the kind \"zz\", which this version of dmp does not know")]
     [InlineData("UPDATE dmp_patch_events SET identifier = 4711 WHERE sequence_number = 3", "4711")]
-    [InlineData("DROP TABLE dmp_patch_events; CREATE TABLE dmp_patch_events (other)", "no such column")]
     public async Task Unreadable_event(string damage, string expected)
     {
         await WriteAsync();
         SqliteFile.Execute(File, damage);
         await using var journal = new OpenJournal(File);
         string reason = await journal.FailureAsync();
-        Assert.StartsWith($"cannot read the patch journal ({File}): ", reason, StringComparison.Ordinal);
+        Assert.StartsWith($"cannot open the patch journal ({File}): ", reason, StringComparison.Ordinal);
         Assert.Contains(expected, reason, StringComparison.Ordinal);
         ExpectOneLine(reason);
         Assert.IsType<JournalFailed>(await journal.IntendAsync(Journals.Patch(0x1000)));
         Assert.Equal(reason, (await journal.NoticeAsync<BecameUnavailable>()).Reason);
         Assert.Equal($"{reason}. The guest runs on; no further code is patched", Assert.Single(journal.Logged));
+    }
+
+    [Fact(DisplayName = "Tables that cannot be used are said at once, in the database's words")]
+    public async Task Unusable_tables()
+    {
+        await WriteAsync();
+        SqliteFile.Execute(File, "DROP TABLE dmp_patch_events; CREATE TABLE dmp_patch_events (other)");
+        await using var journal = new OpenJournal(File);
+        string reason = await journal.FailureAsync();
+        Assert.Contains("column", reason, StringComparison.Ordinal);
+        ExpectOneLine(reason);
     }
 
     [Fact(DisplayName = "A file that another program holds is waited for, but not for ever")]

@@ -126,6 +126,19 @@ public sealed class PostgresSpecs
     {
         string nowhere = new NpgsqlConnectionStringBuilder(Server) { Database = "dmp_nowhere" }.ConnectionString;
         await ExpectUnusableAsync(nowhere, "the server says: database \"dmp_nowhere\" does not exist");
+
+        // May connect, but neither create the tables nor use those that are there.
+        string guest = $"guest_{kernel}";
+        await using var administrator = NpgsqlDataSource.Create(Server);
+        await using (NpgsqlCommand create = administrator.CreateCommand($"CREATE ROLE {guest} LOGIN"))
+        {
+            await create.ExecuteNonQueryAsync();
+        }
+
+        await using var journal = new OpenJournal(new NpgsqlConnectionStringBuilder(Server) { Username = guest }.ConnectionString, kernel);
+        string reason = await journal.FailureAsync();
+        Assert.Contains("the server says: permission denied", reason, StringComparison.Ordinal);
+        Assert.DoesNotContain('\n', reason);
     }
 
     private async Task ExpectUnusableAsync(string text, string expected)
