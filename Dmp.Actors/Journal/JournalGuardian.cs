@@ -38,7 +38,7 @@ public sealed class JournalGuardian : ReceiveActor, IWithTimers
     private long lastNumber;
     private int failures;
     private string reason = string.Empty;
-    private string lastLogged = string.Empty;
+    private string told = string.Empty;
 
     /// <summary>Creates the actor; use <see cref="Props"/>.</summary>
     /// <param name="connection">Where the journal is.</param>
@@ -158,10 +158,10 @@ public sealed class JournalGuardian : ReceiveActor, IWithTimers
         phase = Phase.Available;
         failures = 0;
         reason = string.Empty;
-        if (lastLogged.Length > 0)
+        if (told.Length > 0)
         {
             log.Warning("the patch journal ({0}) can be used again", connection.Description);
-            lastLogged = string.Empty;
+            told = string.Empty;
         }
 
         // First what happened before: it may resolve what a new request asks about.
@@ -250,13 +250,18 @@ public sealed class JournalGuardian : ReceiveActor, IWithTimers
             AnswerFailed(number, reason);
         }
 
-        if (reason != lastLogged)
+        if (told.Length == 0)
         {
+            // Once for an outage, however often it is tried again, and whatever each attempt finds.
             log.Warning("{0}. The guest runs on; no further code is patched", reason);
-            lastLogged = reason;
         }
 
-        Context.Parent.Tell(new BecameUnavailable(reason));
+        if (reason != told)
+        {
+            told = reason;
+            Context.Parent.Tell(new BecameUnavailable(reason));
+        }
+
         if (failure.MayPass)
         {
             Timers.StartSingleTimer(RetryTimer, Retry.Instance, RetryDelay());
