@@ -21,8 +21,9 @@ internal static class JournalConfiguration
         Pooling = pooled,
     }.ConnectionString;
 
-    /// <summary>The settings file, completed with where this journal is kept. Logs nothing: every failure reaches the journal's own
-    /// actors, who say it in one line, while Akka's plugins log each with a stack trace, some of them several times.</summary>
+    /// <summary>The settings file, completed with where this journal is kept. Nothing is written to a log: every failure reaches the
+    /// journal's own actors, who say it in one line, while Akka's plugins log each with a stack trace, some of them several times.
+    /// Errors go to whoever subscribes to them (see <see cref="JournalSession.Start"/>).</summary>
     /// <param name="connection">Where the journal is kept.</param>
     /// <param name="settings">The settings file.</param>
     public static Config For(JournalConnection connection, ControlSettings settings)
@@ -35,7 +36,8 @@ internal static class JournalConfiguration
         };
         string quoted = Quote(text);
         return ConfigurationFactory.ParseString($$"""
-            akka.loglevel = OFF
+            akka.loglevel = ERROR
+            akka.loggers = []
             akka.stdout-loglevel = OFF
             akka.persistence.journal.sql.provider-name = "{{provider}}"
             akka.persistence.journal.sql.connection-string = {{quoted}}

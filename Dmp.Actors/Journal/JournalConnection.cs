@@ -48,10 +48,16 @@ public abstract record JournalConnection
             return FromKeywords(trimmed);
         }
 
-        if (trimmed.StartsWith(":memory:", StringComparison.OrdinalIgnoreCase) || trimmed.StartsWith("file:", StringComparison.OrdinalIgnoreCase)
-            || trimmed.Contains("://", StringComparison.Ordinal) || trimmed.Contains('\0', StringComparison.Ordinal))
+        if (trimmed.Contains("://", StringComparison.Ordinal))
         {
-            throw Unusable(trimmed, "it is neither a file's path nor postgres://... nor Host=...;Database=...");
+            // Not the text itself: it may hold a password.
+            throw new UnusableInputException("the journal's address is none that dmp knows; give a file's path or postgres://...");
+        }
+
+        if (trimmed.StartsWith(":memory:", StringComparison.OrdinalIgnoreCase) || trimmed.StartsWith("file:", StringComparison.OrdinalIgnoreCase)
+            || trimmed.Contains('\0', StringComparison.Ordinal))
+        {
+            throw new UnusableInputException($"cannot keep the journal in {trimmed.Replace('\0', ' ')}: it is not a file's path");
         }
 
         string path = trimmed.StartsWith("~/", StringComparison.Ordinal) ? Path.Combine(Home(environment), trimmed[2..]) : trimmed;
@@ -153,8 +159,6 @@ public abstract record JournalConnection
         string? home = environment("HOME");
         return string.IsNullOrEmpty(home) ? Environment.GetFolderPath(Environment.SpecialFolder.UserProfile) : home;
     }
-
-    private static UnusableInputException Unusable(string text, string why) => new($"cannot keep the journal in {text}: {why}");
 
     private static string OneLine(string text) => text.ReplaceLineEndings(" ");
 

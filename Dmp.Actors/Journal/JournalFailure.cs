@@ -1,4 +1,5 @@
 using System.Net.Sockets;
+using Akka.Persistence;
 using Microsoft.Data.Sqlite;
 using Npgsql;
 
@@ -9,6 +10,8 @@ namespace Dmp.Actors.Journal;
 /// <param name="MayPass">Whether trying again later can help without anybody repairing the journal.</param>
 internal sealed record JournalFailure(string Line, bool MayPass)
 {
+    // Some libraries explain at length what only a developer can follow.
+    private const int LongestCause = 160;
     private const int SqliteBusy = 5;
     private const int SqliteLocked = 6;
     private const int SqliteReadOnly = 8;
@@ -45,10 +48,10 @@ internal sealed record JournalFailure(string Line, bool MayPass)
         PostgresException postgres => ($"the server says: {postgres.MessageText}", "see to it there, or choose another one with --journal", true),
         NpgsqlException { InnerException: SocketException or TimeoutException or IOException } npgsql =>
             ($"the server does not answer ({npgsql.InnerException!.Message})", "start it, or choose another journal with --journal", true),
-        SocketException or TimeoutException =>
-            ($"the server does not answer ({cause.Message})", "start it, or choose another journal with --journal", true),
+        SocketException => ($"the server does not answer ({cause.Message})", "start it, or choose another journal with --journal", true),
+        TimeoutException or RecoveryTimedOutException => ("it does not answer in time", Elsewhere(connection), true),
         NpgsqlException npgsql => (npgsql.Message, "see to the server, or choose another journal with --journal", true),
-        UnauthorizedAccessException => ("no permission", Elsewhere(connection), true),
+        UnauthorizedAccessException => (cause.InnerException?.Message ?? "no permission", Elsewhere(connection), true),
         IOException io => (io.Message, Elsewhere(connection), true),
         _ => null,
     };
@@ -82,5 +85,9 @@ internal sealed record JournalFailure(string Line, bool MayPass)
         }
     }
 
-    private static string OneLine(string text) => text.ReplaceLineEndings(" ").TrimEnd('.', ' ');
+    private static string OneLine(string text)
+    {
+        string line = text.ReplaceLineEndings(" ").TrimEnd('.', ' ');
+        return line.Length <= LongestCause ? line : $"{line[..LongestCause]}...";
+    }
 }

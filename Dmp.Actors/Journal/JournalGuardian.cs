@@ -38,7 +38,7 @@ public sealed class JournalGuardian : ReceiveActor, IWithTimers
     private long lastNumber;
     private int failures;
     private string reason = string.Empty;
-    private string lastLogged = string.Empty;
+    private string told = string.Empty;
 
     /// <summary>Creates the actor; use <see cref="Props"/>.</summary>
     /// <param name="connection">Where the journal is.</param>
@@ -56,7 +56,10 @@ public sealed class JournalGuardian : ReceiveActor, IWithTimers
         Receive<OpenFailed>(failed => Fail(failed.Session, () => JournalFailure.Of("open", connection, failed.Cause)));
         Receive<PatchJournal.Recovered>(OnRecovered);
         Receive<PatchJournal.Answered>(OnAnswered);
-        Receive<PatchJournal.Broke>(broke => Fail(broke.Session, () => JournalFailure.Of(broke.Attempted, connection, broke.Cause)));
+        Receive<PatchJournal.Broke>(broke => Fail(
+            broke.Session,
+            () => JournalFailure.Of(phase == Phase.Opening ? "open" : broke.Attempted, connection, broke.Cause)));
+        Receive<JournalSession.PluginFailed>(OnPluginFailed);
         Receive<TooSlow>(slow => Fail(slow.Session, () => JournalFailure.TooSlow(slow.Attempted, connection, slow.Limit)));
         Receive<Retry>(_ => Open());
         Receive<Released>(released => released.For?.Tell(new Closed(released.RequestId)));
@@ -130,7 +133,18 @@ public sealed class JournalGuardian : ReceiveActor, IWithTimers
 
         current = opened.Journal;
         journal = current.Start(
-            PatchJournal.Props(kernelId, Self, session, openTransactions.ToImmutableHashSet(), settings.Journal.SnapshotEvery));
+            PatchJournal.Props(kernelId, Self, session, openTransactions.ToImmutableHashSet(), settings.Journal.SnapshotEvery),
+            Self,
+            session);
+    }
+
+    private void OnPluginFailed(JournalSession.PluginFailed failed)
+    {
+        // Once the journal is open a failure comes as the answer to what was attempted, if it matters at all.
+        if (phase == Phase.Opening)
+        {
+            Fail(failed.Session, () => JournalFailure.Of("open", connection, failed.Cause));
+        }
     }
 
     private void OnRecovered(PatchJournal.Recovered recovered)
@@ -144,10 +158,10 @@ public sealed class JournalGuardian : ReceiveActor, IWithTimers
         phase = Phase.Available;
         failures = 0;
         reason = string.Empty;
-        if (lastLogged.Length > 0)
+        if (told.Length > 0)
         {
             log.Warning("the patch journal ({0}) can be used again", connection.Description);
-            lastLogged = string.Empty;
+            told = string.Empty;
         }
 
         // First what happened before: it may resolve what a new request asks about.
@@ -236,13 +250,18 @@ public sealed class JournalGuardian : ReceiveActor, IWithTimers
             AnswerFailed(number, reason);
         }
 
-        if (reason != lastLogged)
+        if (told.Length == 0)
         {
+            // Once for an outage, however often it is tried again, and whatever each attempt finds.
             log.Warning("{0}. The guest runs on; no further code is patched", reason);
-            lastLogged = reason;
         }
 
-        Context.Parent.Tell(new BecameUnavailable(reason));
+        if (reason != told)
+        {
+            told = reason;
+            Context.Parent.Tell(new BecameUnavailable(reason));
+        }
+
         if (failure.MayPass)
         {
             Timers.StartSingleTimer(RetryTimer, Retry.Instance, RetryDelay());

@@ -89,7 +89,8 @@ public static class JournalProtocol
     /// <param name="Journal">What it holds.</param>
     public sealed record BecameAvailable(JournalState Journal);
 
-    /// <summary>To the parent, unasked: the journal cannot be used now. Has been logged.</summary>
+    /// <summary>To the parent, unasked: the journal cannot be used now, or still not and for another reason. The first reason of an outage
+    /// has been logged.</summary>
     /// <param name="Reason">One line: what, why, what to do.</param>
     public sealed record BecameUnavailable(string Reason);
 }

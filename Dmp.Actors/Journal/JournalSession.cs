@@ -1,4 +1,7 @@
 using Akka.Actor;
+using Akka.Event;
+using Akka.Persistence.Sql.Journal;
+using Akka.Persistence.Sql.Snapshot;
 using Microsoft.Data.Sqlite;
 using Npgsql;
 
@@ -48,7 +51,15 @@ internal sealed class JournalSession : IAsyncDisposable
 
     /// <summary>Starts the journal's actor.</summary>
     /// <param name="props">How.</param>
-    public IActorRef Start(Props props) => System.ActorOf(props);
+    /// <param name="owner">Is told <see cref="PluginFailed"/> when a plugin logs an error: one that cannot initialize says so nowhere
+    /// else, and tries again without end.</param>
+    /// <param name="number">The owner's number of this session.</param>
+    public IActorRef Start(Props props, IActorRef owner, long number)
+    {
+        IActorRef listener = System.ActorOf(Props.Create(() => new ErrorListener(owner, number)));
+        System.EventStream.Subscribe(listener, typeof(Error));
+        return System.ActorOf(props);
+    }
 
     /// <summary>Gives the database back, then the lock. What is being written is written or not; nothing of it was acknowledged.</summary>
     public async ValueTask DisposeAsync()
@@ -85,5 +96,17 @@ internal sealed class JournalSession : IAsyncDisposable
 
                 break;
         }
+    }
+
+    /// <summary>To the owner: a plugin of Akka.Persistence logged an error.</summary>
+    /// <param name="Session">The owner's number of this session.</param>
+    /// <param name="Cause">What it logged.</param>
+    internal sealed record PluginFailed(long Session, Exception Cause);
+
+    private sealed class ErrorListener : ReceiveActor
+    {
+        public ErrorListener(IActorRef owner, long number) => Receive<Error>(
+            error => error.Cause is not null && (error.LogClass == typeof(SqlWriteJournal) || error.LogClass == typeof(SqlSnapshotStore)),
+            error => owner.Tell(new PluginFailed(number, error.Cause)));
     }
 }

@@ -13,7 +13,10 @@ internal sealed partial class LockFile : IDisposable
 {
     private const int OpenReadOnly = 0;
     private const int OpenCloseOnExec = 0x80000;
+    private const int WouldBlock = 11; // EWOULDBLOCK: what .NET makes of a lock that is taken
     private const int LongestContent = 32;
+
+    private const string Unknown = "(unknown)";
 
     private readonly FileStream stream;
 
@@ -31,9 +34,9 @@ internal sealed partial class LockFile : IDisposable
         {
             stream = new FileStream(path, FileMode.OpenOrCreate, FileAccess.ReadWrite, FileShare.None);
         }
-        catch (IOException) when (Holder(path) is { } holder)
+        catch (IOException failure) when (failure.HResult == WouldBlock)
         {
-            throw new JournalInUseException($"it is in use by process {holder}");
+            throw new JournalInUseException($"it is in use by process {Holder(path)}");
         }
 
         try
@@ -54,20 +57,19 @@ internal sealed partial class LockFile : IDisposable
     /// <inheritdoc/>
     public void Dispose() => stream.Dispose();
 
-    /// <summary>Who has the lock; null when nobody can be found who has.</summary>
-    private static string? Holder(string path)
+    private static string Holder(string path)
     {
         // Not through File: every way to open a file there takes a lock itself, and so fails here.
         int descriptor = Open(path, OpenReadOnly | OpenCloseOnExec);
         if (descriptor < 0)
         {
-            return null;
+            return Unknown;
         }
 
         using var handle = new SafeFileHandle(descriptor, ownsHandle: true);
         Span<byte> content = stackalloc byte[LongestContent];
         string text = Encoding.ASCII.GetString(content[..RandomAccess.Read(handle, content, fileOffset: 0)]).Trim();
-        return text.Length > 0 ? text : "(unknown)";
+        return text.Length > 0 ? text : Unknown;
     }
 
     [LibraryImport("libc", StringMarshalling = StringMarshalling.Utf8, EntryPoint = "open")]

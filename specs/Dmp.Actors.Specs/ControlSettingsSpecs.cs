@@ -12,6 +12,7 @@ public class ControlSettingsSpecs
     [InlineData("sampling-interval = 250ms", "sampling-interval = 0s", "dmp.exits.sampling-interval")]
     [InlineData("sampling-interval = 250ms", "", "dmp.exits.sampling-interval")]
     [InlineData("restart-limit = 10", "restart-limit = many", "dmp.supervision.restart-limit")]
+    [InlineData("open-timeout = 10s", "open-timeout = never", "dmp.journal.open-timeout")]
     [InlineData("control-dispatcher {", "other-dispatcher {", "dmp.control-dispatcher")]
     [InlineData("loglevel = WARNING", "loglevel = ${nothing}", "HOCON")]
     [InlineData("akka {", "akka [", "'}' closes nothing")]

@@ -1,5 +1,7 @@
 using System.Collections.Immutable;
 using Akka.Actor;
+using Akka.Configuration;
+using Akka.Event;
 using Dmp.Actors.Journal;
 using Dmp.Kvm.Patching;
 using static Dmp.Actors.Journal.JournalProtocol;
@@ -34,8 +36,10 @@ internal sealed class OpenJournal : IAsyncDisposable
     // Generous: every answer has a limit of its own, and a spec that comes here has failed.
     private static readonly TimeSpan Limit = TimeSpan.FromSeconds(60);
 
+    // What is logged is kept for the spec; the spec's own output stays readable.
+    private static readonly Config Quiet = ConfigurationFactory.ParseString("akka { loggers = [], stdout-loglevel = OFF }");
+
     private readonly ActorSystem system;
-    private readonly IActorRef parent;
     private readonly IActorRef guardian;
     private readonly System.Threading.Channels.Channel<object> notices = System.Threading.Channels.Channel.CreateUnbounded<object>();
     private long lastId;
@@ -43,9 +47,9 @@ internal sealed class OpenJournal : IAsyncDisposable
     public OpenJournal(JournalConnection connection, string kernel = Journals.Kernel, ControlSettings? settings = null)
     {
         settings ??= Settings.Shipped;
-        system = ActorSystem.Create("specs", settings.Configuration.WithFallback(Akka.Configuration.ConfigurationFactory.Empty));
+        system = ActorSystem.Create("specs", Quiet.WithFallback(settings.Configuration));
         var started = new TaskCompletionSource<IActorRef>(TaskCreationOptions.RunContinuationsAsynchronously);
-        parent = system.ActorOf(Props.Create(() => new Parent(JournalGuardian.Props(connection, kernel, settings), started, notices.Writer)));
+        system.ActorOf(Props.Create(() => new Parent(JournalGuardian.Props(connection, kernel, settings), started, notices.Writer, Logged)));
         guardian = started.Task.WaitAsync(Limit).GetAwaiter().GetResult();
     }
 
@@ -53,6 +57,9 @@ internal sealed class OpenJournal : IAsyncDisposable
         : this(JournalConnection.Parse(path), kernel, settings)
     {
     }
+
+    /// <summary>Warnings and errors so far.</summary>
+    public System.Collections.Concurrent.ConcurrentQueue<string> Logged { get; } = new();
 
     public Task<object> IntendAsync(params ImmutableArray<JournaledPatch> patches) => AskAsync(id => new Intend(id, patches));
 
@@ -94,8 +101,15 @@ internal sealed class OpenJournal : IAsyncDisposable
 
     private sealed class Parent : ReceiveActor
     {
-        public Parent(Props guardian, TaskCompletionSource<IActorRef> started, System.Threading.Channels.ChannelWriter<object> notices)
+        public Parent(
+            Props guardian,
+            TaskCompletionSource<IActorRef> started,
+            System.Threading.Channels.ChannelWriter<object> notices,
+            System.Collections.Concurrent.ConcurrentQueue<string> logged)
         {
+            Context.System.EventStream.Subscribe(Self, typeof(Warning));
+            Context.System.EventStream.Subscribe(Self, typeof(Error));
+            Receive<LogEvent>(entry => logged.Enqueue(entry.Message.ToString()!));
             started.SetResult(Context.ActorOf(guardian, "journal"));
             ReceiveAny(notice => notices.TryWrite(notice));
         }

@@ -41,6 +41,15 @@ public sealed class PatchJournalSpecs : IDisposable
         Assert.Equal([SiteState.Aborted, SiteState.Applied, SiteState.Refused], after.Sites.Select(site => site.State));
     }
 
+    [Fact(DisplayName = "Every commit is on the disk before it is acknowledged")]
+    public void Commits_are_synchronous()
+    {
+        const long Full = 2;
+        Assert.True(JournalCheck.TryOpen(JournalConnection.Parse(File), out _));
+        Assert.Equal("wal", SqliteFile.Execute(File, "PRAGMA journal_mode"));
+        Assert.Equal(Full, SqliteFile.Execute(File, "PRAGMA synchronous"));
+    }
+
     [Fact(DisplayName = "Another kernel finds nothing to replay")]
     public async Task Kernels_are_apart()
     {
