@@ -41,6 +41,33 @@ public sealed record ControlSettings
     /// <summary>Window in which restarts count together.</summary>
     public required TimeSpan RestartWindow { get; init; }
 
+    /// <summary>How often hot sites are looked for.</summary>
+    public required TimeSpan DetectionInterval { get; init; }
+
+    /// <summary>Exits, decayed, that make a site hot.</summary>
+    public required int HotThreshold { get; init; }
+
+    /// <summary>Time in which a site's count halves.</summary>
+    public required TimeSpan HalfLife { get; init; }
+
+    /// <summary>Hot sites reported at once.</summary>
+    public required int BatchLimit { get; init; }
+
+    /// <summary>Patches that a machine may have.</summary>
+    public required int PatchLimit { get; init; }
+
+    /// <summary>How often the patch engine is asked what happened to its patches.</summary>
+    public required TimeSpan NoticeInterval { get; init; }
+
+    /// <summary>How often all patches are taken back, or applied again; zero for never.</summary>
+    public required TimeSpan ChurnInterval { get; init; }
+
+    /// <summary>How long the guest waits for the patches of earlier runs before it starts without them.</summary>
+    public required TimeSpan ReplayWait { get; init; }
+
+    /// <summary>How long the vCPUs may take to stop for a patch transaction.</summary>
+    public required TimeSpan QuiesceTimeout { get; init; }
+
     /// <summary>Settings of the patch journal.</summary>
     public required JournalSettings Journal { get; init; }
 
@@ -98,6 +125,15 @@ public sealed record ControlSettings
             InputRetry = Time(config, "dmp.console.input-retry"),
             RestartLimit = Count(config, "dmp.supervision.restart-limit"),
             RestartWindow = Time(config, "dmp.supervision.restart-window"),
+            DetectionInterval = Time(config, "dmp.patching.detection-interval"),
+            HotThreshold = Count(config, "dmp.patching.threshold"),
+            HalfLife = Time(config, "dmp.patching.half-life"),
+            BatchLimit = Count(config, "dmp.patching.batch-limit"),
+            PatchLimit = Count(config, "dmp.patching.patch-limit"),
+            NoticeInterval = Time(config, "dmp.patching.notice-interval"),
+            ChurnInterval = Time(config, "dmp.patching.churn-interval", orZero: true),
+            ReplayWait = Time(config, "dmp.patching.replay-wait"),
+            QuiesceTimeout = Time(config, "dmp.patching.quiesce-timeout"),
             Journal = new JournalSettings
             {
                 Connection = Read(config, "dmp.journal.connection", () => config.GetString("dmp.journal.connection"), "a text"),
@@ -110,10 +146,10 @@ public sealed record ControlSettings
         };
     }
 
-    private static TimeSpan Time(Config config, string path)
+    private static TimeSpan Time(Config config, string path, bool orZero = false)
     {
         TimeSpan value = Read(config, path, () => config.GetTimeSpan(path, null, allowInfinite: false), "a time such as 250ms");
-        return value > TimeSpan.Zero ? value : throw new UnusableInputException($"{path} must be more than zero");
+        return value > TimeSpan.Zero || (orZero && value == TimeSpan.Zero) ? value : throw new UnusableInputException($"{path} must be more than zero");
     }
 
     private static int Count(Config config, string path)

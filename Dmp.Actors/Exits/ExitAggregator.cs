@@ -1,4 +1,7 @@
+using System.Collections.Immutable;
 using Akka.Actor;
+using Dmp.Actors.Planning;
+using Dmp.Kvm.Cpu;
 
 namespace Dmp.Actors.Exits;
 
@@ -12,6 +15,9 @@ public sealed class ExitAggregator : ReceiveActor, IWithTimers
     private readonly PhaseLedger ledger;
     private readonly ControlSettings settings;
     private ExitSample latest = ExitSample.Zero;
+    private readonly HotSites hotSites;
+    private readonly List<SiteCount> sites = [];
+    private IActorRef planner = ActorRefs.Nobody;
     private double? exitsPerSecond;
 
     /// <summary>Creates the actor; use <see cref="Props"/>.</summary>
@@ -23,7 +29,14 @@ public sealed class ExitAggregator : ReceiveActor, IWithTimers
         this.sampler = sampler;
         this.ledger = ledger;
         this.settings = settings;
+        hotSites = new HotSites(settings.HotThreshold, settings.HalfLife);
         Receive<Tick>(_ => TakeSample());
+        Receive<DetectionTick>(_ => Detect());
+        Receive<ExitProtocol.ReportHotSites>(report =>
+        {
+            planner = report.To;
+            Timers.StartPeriodicTimer(nameof(DetectionTick), DetectionTick.Instance, settings.DetectionInterval);
+        });
         Receive<ExitProtocol.CutPhase>(cut => ledger.Cut(cut.Name, cut.At));
         Receive<ExitProtocol.GetTotals>(get =>
             Sender.Tell(new ExitProtocol.Totals(get.RequestId, latest, exitsPerSecond, ledger.Current)));
@@ -66,7 +79,23 @@ public sealed class ExitAggregator : ReceiveActor, IWithTimers
             Self.Tell(message, Sender);
         }
 
+        if (!planner.IsNobody())
+        {
+            Self.Tell(new ExitProtocol.ReportHotSites(planner));
+        }
+
         base.PreRestart(reason, message);
+    }
+
+    private void Detect()
+    {
+        sampler.Sites(sites);
+        TimeSpan at = sampler.Now;
+        ImmutableArray<HotSite> hot = hotSites.Sample(at, sites, settings.BatchLimit);
+        if (!hot.IsEmpty)
+        {
+            planner.Tell(new PlanningProtocol.HotSitesDetected(at, hot));
+        }
     }
 
     private void TakeSample()
@@ -79,6 +108,11 @@ public sealed class ExitAggregator : ReceiveActor, IWithTimers
         }
 
         latest = sample;
+    }
+
+    private sealed class DetectionTick
+    {
+        public static readonly DetectionTick Instance = new();
     }
 
     private sealed class Tick

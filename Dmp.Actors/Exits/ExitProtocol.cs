@@ -1,4 +1,5 @@
 using System.Collections.Immutable;
+using Akka.Actor;
 using Dmp.Kvm.Cpu;
 
 namespace Dmp.Actors.Exits;
@@ -19,6 +20,10 @@ public static class ExitProtocol
     /// <param name="Name">Its name.</param>
     /// <param name="At">Counters when it began.</param>
     public sealed record CutPhase(string Name, ExitSample At);
+
+    /// <summary>Look for hot sites from now on, and report them. No answer.</summary>
+    /// <param name="To">Who wants to know.</param>
+    public sealed record ReportHotSites(IActorRef To);
 
     /// <summary>The vCPUs have stopped: take the last sample. Answered with <see cref="Closed"/>.</summary>
     /// <param name="RequestId">Id of the request.</param>

@@ -17,6 +17,9 @@ public sealed class ExitSampler(IReadOnlyList<IVcpu> vcpus, TimeProvider clock)
     /// <summary>Makes this moment the zero of <see cref="ExitSample.At"/>.</summary>
     public void Start() => Volatile.Write(ref started, clock.GetTimestamp());
 
+    /// <summary>Time since <see cref="Start"/>.</summary>
+    public TimeSpan Now => clock.GetElapsedTime(Volatile.Read(ref started));
+
     /// <summary>Samples the totals.</summary>
     public ExitSample Sample()
     {
@@ -36,10 +39,25 @@ public sealed class ExitSampler(IReadOnlyList<IVcpu> vcpus, TimeProvider clock)
         }
 
         return new ExitSample(
-            clock.GetElapsedTime(Volatile.Read(ref started)),
+            Now,
             ImmutableArray.Create(byKind),
             TimeSpan.FromTicks(outside / NanosecondsPerTick),
             TimeSpan.FromTicks(inside / NanosecondsPerTick));
+    }
+
+    /// <summary>All sites over all vCPUs.</summary>
+    /// <param name="sites">Receives the sites; cleared first.</param>
+    public void Sites(List<SiteCount> sites)
+    {
+        ArgumentNullException.ThrowIfNull(sites);
+        if (vcpus.Count == 1)
+        {
+            vcpus[0].Exits.SnapshotSites(sites);
+            return;
+        }
+
+        sites.Clear();
+        sites.AddRange(TopSites(int.MaxValue));
     }
 
     /// <summary>The hottest sites over all vCPUs, hottest first.</summary>

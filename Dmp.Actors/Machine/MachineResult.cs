@@ -1,5 +1,6 @@
 using System.Collections.Immutable;
 using Dmp.Actors.Exits;
+using Dmp.Actors.Planning;
 
 namespace Dmp.Actors.Machine;
 
@@ -21,4 +22,11 @@ public sealed record MachineResult(
     TimeSpan? UntilAt,
     ImmutableArray<VcpuDescription> Vcpus,
     ImmutableArray<string> Unfinished,
-    bool ThreadsEnded);
+    bool ThreadsEnded)
+{
+    /// <summary>What patching came to; null for a machine that only traps.</summary>
+    public PatchSummary? Patches { get; init; }
+
+    /// <summary>How long the world was stopped for each patch transaction, in microseconds, sorted.</summary>
+    public ImmutableArray<double> StopMicroseconds { get; init; } = [];
+}

@@ -3,8 +3,13 @@ using Akka.Actor;
 using Akka.Event;
 using Dmp.Actors.Console;
 using Dmp.Actors.Exits;
+using Dmp.Actors.Journal;
+using Dmp.Actors.Planning;
+using Dmp.Actors.Quiesce;
 using Dmp.Actors.Vcpus;
+using Dmp.Actors.Writing;
 using Dmp.Kvm.Machine;
+using Dmp.Kvm.Patching;
 using static Dmp.Actors.Machine.MachineProtocol;
 
 namespace Dmp.Actors.Machine;
@@ -29,9 +34,13 @@ public sealed class MachineSupervisor : ReceiveActor, IWithTimers
     // The console and the aggregator take part in rounds under numbers that no vCPU has.
     private const int ConsoleNumber = -1;
     private const int AggregatorNumber = -2;
+    private const int PlannerNumber = -3;
+    private const int CoordinatorNumber = -4;
+    private const int JournalNumber = -5;
     private const string RoundTimer = "round";
     private const string RunTimer = "run";
     private const string PanicTimer = "panic";
+    private const string ReplayTimer = "replay";
 
     private readonly ILoggingAdapter log = Context.GetLogger();
     private readonly IMachine machine;
@@ -45,6 +54,15 @@ public sealed class MachineSupervisor : ReceiveActor, IWithTimers
     private readonly List<string> unfinished = [];
     private IActorRef aggregator = ActorRefs.Nobody;
     private IActorRef console = ActorRefs.Nobody;
+    private readonly PatchBook book;
+    private IActorRef planner = ActorRefs.Nobody;
+    private IActorRef coordinator = ActorRefs.Nobody;
+    private IActorRef journal = ActorRefs.Nobody;
+    private bool guestStarted;
+    private bool vcpusReady;
+    private bool replayReady;
+    private PatchSummary? patches;
+    private ImmutableArray<double> stopMicroseconds = [];
 
     private Stage stage = Stage.Starting;
     private long lastRequestId;
@@ -70,6 +88,8 @@ public sealed class MachineSupervisor : ReceiveActor, IWithTimers
         this.settings = settings;
         this.completion = completion;
         sampler = new ExitSampler(machine.Vcpus, options.Clock);
+        book = new PatchBook(settings.PatchLimit);
+        replayReady = machine.Patching is null;
 
         Receive<PauseAll>(OnPauseAll);
         Receive<ResumeAll>(OnResumeAll);
@@ -89,6 +109,25 @@ public sealed class MachineSupervisor : ReceiveActor, IWithTimers
             Finish(new RunCause.OwnFailure($"reading the console failed: {failed.Failure.Message}", failed.Failure)));
         Receive<ConsoleProtocol.Drained>(answer => OnAnswer(answer.RequestId, ConsoleNumber, agreed: true));
         Receive<ExitProtocol.Closed>(OnClosed);
+
+        Receive<PlanningProtocol.Ready>(_ => OnReplayReady());
+        Receive<ReplayTimedOut>(_ => OnReplayReady());
+        Receive<PlanningProtocol.Stopped>(OnPlannerStopped);
+        Receive<PlanningProtocol.SetPatching>(set =>
+        {
+            if (planner.IsNobody() || stage == Stage.Ending)
+            {
+                Sender.Tell(new PlanningProtocol.Refused(set.RequestId, "this machine is not patched"));
+            }
+            else
+            {
+                planner.Forward(set);
+            }
+        });
+        Receive<QuiesceProtocol.StopTimes>(OnStopTimes);
+        Receive<JournalProtocol.BecameAvailable>(available => planner.Forward(available));
+        Receive<JournalProtocol.BecameUnavailable>(unavailable => planner.Forward(unavailable));
+        Receive<JournalProtocol.Closed>(closed => OnAnswer(closed.RequestId, JournalNumber, agreed: true));
 
         Receive<RoundTimedOut>(OnRoundTimedOut);
         Receive<Terminated>(OnTerminated);
@@ -127,9 +166,15 @@ public sealed class MachineSupervisor : ReceiveActor, IWithTimers
         aggregator = Context.Watch(Context.ActorOf(ExitAggregator.Props(sampler, ledger, settings), "exits"));
         console = Context.Watch(Context.ActorOf(
             ConsoleActor.Props(machine.Console, options.Sink, options.Until, sampler, settings), "console"));
+        var clock = new StopClock(machine.Vcpus.Count);
         foreach (IVcpu vcpu in machine.Vcpus)
         {
-            vcpus.Add(vcpu.Index, Context.Watch(Context.ActorOf(VcpuActor.Props(vcpu), $"vcpu-{vcpu.Index}")));
+            vcpus.Add(vcpu.Index, Context.Watch(Context.ActorOf(VcpuActor.Props(vcpu, clock), $"vcpu-{vcpu.Index}")));
+        }
+
+        if (machine.Patching is { } engine)
+        {
+            StartPatching(engine, clock);
         }
 
         // A vCPU begins paused, as soon as its thread is there.
@@ -141,14 +186,62 @@ public sealed class MachineSupervisor : ReceiveActor, IWithTimers
                 return;
             }
 
-            sampler.Start();
-            if (options.Timeout is { } limit)
-            {
-                Timers.StartSingleTimer(RunTimer, new End(new RunCause.TimedOut(limit)), limit);
-            }
-
-            ResumeVcpus(vcpus.Keys, _ => { });
+            vcpusReady = true;
+            StartGuest();
         });
+    }
+
+    private void StartPatching(IPatchEngine engine, StopClock clock)
+    {
+        journal = Context.Watch(Context.ActorOf(
+            options.Journal is { } connection
+                ? JournalGuardian.Props(connection, options.KernelId, settings)
+                : VolatileJournal.Props(),
+            "journal"));
+        IActorRef writer = Context.Watch(Context.ActorOf(GuestMemoryWriter.Props(engine), "writer"));
+        coordinator = Context.Watch(Context.ActorOf(
+            QuiesceCoordinator.Props(vcpus.ToImmutableSortedDictionary(), writer, clock, settings), "quiesce"));
+        var peers = new PlannerPeers(journal, coordinator, options.Replay, RecordUnused: true);
+        planner = Context.Watch(Context.ActorOf(PatchPlanner.Props(engine, book, peers, settings), "planner"));
+        aggregator.Tell(new ExitProtocol.ReportHotSites(planner));
+        Timers.StartSingleTimer(ReplayTimer, new ReplayTimedOut(), settings.ReplayWait);
+    }
+
+    private void OnReplayReady()
+    {
+        replayReady = true;
+        StartGuest();
+    }
+
+    /// <summary>The guest starts when its vCPUs are there, and the patches of earlier runs, or there are none.</summary>
+    private void StartGuest()
+    {
+        if (guestStarted || !vcpusReady || !replayReady || stage != Stage.Starting)
+        {
+            return;
+        }
+
+        guestStarted = true;
+        Timers.Cancel(ReplayTimer);
+        sampler.Start();
+        if (options.Timeout is { } limit)
+        {
+            Timers.StartSingleTimer(RunTimer, new End(new RunCause.TimedOut(limit)), limit);
+        }
+
+        ResumeVcpus(vcpus.Keys, _ => { });
+    }
+
+    private void OnPlannerStopped(PlanningProtocol.Stopped stopped)
+    {
+        patches = stopped.Summary;
+        OnAnswer(stopped.RequestId, PlannerNumber, agreed: true);
+    }
+
+    private void OnStopTimes(QuiesceProtocol.StopTimes times)
+    {
+        stopMicroseconds = times.Microseconds;
+        OnAnswer(times.RequestId, CoordinatorNumber, agreed: true);
     }
 
     /// <inheritdoc />
@@ -288,7 +381,7 @@ public sealed class MachineSupervisor : ReceiveActor, IWithTimers
         }
         else
         {
-            Finish(new RunCause.OwnFailure($"{terminated.ActorRef.Path.Name} is gone", Failure: null));
+            Finish(new RunCause.OwnFailure($"{terminated.ActorRef.Path.Name} failed too often", Failure: null));
         }
     }
 
@@ -305,14 +398,24 @@ public sealed class MachineSupervisor : ReceiveActor, IWithTimers
         Timers.Cancel(RunTimer);
         Timers.Cancel(PanicTimer);
         AnswerRequest(id => new MachineProtocol.Refused(id, Stage.Ending));
-        if (why.WantsState)
+
+        // First the transaction under way, for it needs the vCPUs; none begins after it.
+        AskOne(planner, PlannerNumber, id => new PlanningProtocol.Stop(id), stopped =>
         {
-            PauseAndDescribe();
-        }
-        else
-        {
-            StopVcpus();
-        }
+            if (stopped.Agreed.IsEmpty && !planner.IsNobody())
+            {
+                unfinished.Add("the patch planner did not come to an end");
+            }
+
+            if (why.WantsState)
+            {
+                PauseAndDescribe();
+            }
+            else
+            {
+                StopVcpus();
+            }
+        });
     }
 
     private void PauseAndDescribe() => AskVcpus(id => new VcpuProtocol.Pause(id), settings.PauseTimeout, paused =>
@@ -334,7 +437,16 @@ public sealed class MachineSupervisor : ReceiveActor, IWithTimers
             unfinished.Add($"{Names(stopped.Awaited)} did not stop within {settings.StopTimeout.TotalSeconds} s");
         }
 
-        DrainConsole();
+        AskOne(coordinator, CoordinatorNumber, id => new QuiesceProtocol.GetStopTimes(id), _ =>
+            AskOne(journal, JournalNumber, id => new JournalProtocol.Close(id), closed =>
+            {
+                if (closed.Agreed.IsEmpty && !journal.IsNobody())
+                {
+                    unfinished.Add("the patch journal was not closed in time");
+                }
+
+                DrainConsole();
+            }));
     });
 
     private void DrainConsole() => AskOne(console, ConsoleNumber, id => new ConsoleProtocol.Drain(id), drained =>
@@ -364,8 +476,14 @@ public sealed class MachineSupervisor : ReceiveActor, IWithTimers
             untilAt,
             outcome.IsFailure ? [.. descriptions.OrderBy(description => description.Vcpu)] : [],
             [.. unfinished],
-            threadsEnded));
+            threadsEnded)
+        {
+            Patches = Patches(),
+            StopMicroseconds = stopMicroseconds,
+        });
     });
+
+    private PatchSummary? Patches() => machine.Patching is null ? null : patches ?? book.Summarize();
 
     private void OnClosed(ExitProtocol.Closed closed)
     {
@@ -451,4 +569,6 @@ public sealed class MachineSupervisor : ReceiveActor, IWithTimers
     private static string Names(IEnumerable<int> vcpus) => $"vCPU {string.Join(", ", vcpus)}";
 
     private sealed record RoundTimedOut(long Id);
+
+    private sealed record ReplayTimedOut;
 }

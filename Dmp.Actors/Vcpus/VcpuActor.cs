@@ -1,5 +1,6 @@
 using Akka.Actor;
 using Akka.Event;
+using Dmp.Actors.Quiesce;
 using Dmp.Kvm.Machine;
 
 namespace Dmp.Actors.Vcpus;
@@ -14,17 +15,18 @@ public sealed class VcpuActor : UntypedActor
     private readonly VcpuThread thread;
     private VcpuState state;
 
-    private VcpuActor(IVcpu vcpu)
+    private VcpuActor(IVcpu vcpu, StopClock? clock)
     {
         this.vcpu = vcpu;
-        thread = new VcpuThread(vcpu, Self);
+        thread = new VcpuThread(vcpu, Self, clock);
         state = VcpuState.Initial(vcpu.Index);
     }
 
     /// <summary>How to create the actor of a vCPU.</summary>
     /// <param name="vcpu">The vCPU.</param>
-    public static Props Props(IVcpu vcpu) =>
-        Akka.Actor.Props.CreateBy(new Producer(vcpu)).WithDispatcher(ControlSettings.Dispatcher);
+    /// <param name="clock">Notes when its thread stops and goes on; null when nobody wants to know.</param>
+    public static Props Props(IVcpu vcpu, StopClock? clock = null) =>
+        Akka.Actor.Props.CreateBy(new Producer(vcpu, clock)).WithDispatcher(ControlSettings.Dispatcher);
 
     /// <inheritdoc />
     protected override void PreStart() => thread.Start();
@@ -94,11 +96,11 @@ public sealed class VcpuActor : UntypedActor
         }
     }
 
-    private sealed class Producer(IVcpu vcpu) : IIndirectActorProducer
+    private sealed class Producer(IVcpu vcpu, StopClock? clock) : IIndirectActorProducer
     {
         public Type ActorType => typeof(VcpuActor);
 
-        public ActorBase Produce() => new VcpuActor(vcpu);
+        public ActorBase Produce() => new VcpuActor(vcpu, clock);
 
         public void Release(ActorBase actor)
         {

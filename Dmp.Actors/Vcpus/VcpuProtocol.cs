@@ -18,11 +18,14 @@ public static class VcpuProtocol
     /// <summary>Something the vCPU's own thread has to say.</summary>
     public interface IThreadEvent;
 
-    /// <summary>Stop at the next safe point. Answered with <see cref="Paused"/> when the vCPU stands there.</summary>
+    /// <summary>
+    /// Stop at the next safe point, and stay there until the sender lets go. Answered with <see cref="Paused"/> when the vCPU stands
+    /// there.
+    /// </summary>
     /// <param name="RequestId">Id of the request.</param>
     public sealed record Pause(long RequestId) : IRequest;
 
-    /// <summary>Go on. Answered with <see cref="Resumed"/>.</summary>
+    /// <summary>The sender lets go: the vCPU goes on when nobody else holds it. Answered with <see cref="Resumed"/>.</summary>
     /// <param name="RequestId">Id of the request.</param>
     public sealed record Resume(long RequestId) : IRequest;
 
@@ -39,7 +42,7 @@ public static class VcpuProtocol
     /// <param name="Vcpu">Index of the vCPU.</param>
     public sealed record Paused(long RequestId, int Vcpu);
 
-    /// <summary>The vCPU runs.</summary>
+    /// <summary>The sender does not hold the vCPU any more: it runs, unless somebody else holds it.</summary>
     /// <param name="RequestId">Id of the request.</param>
     /// <param name="Vcpu">Index of the vCPU.</param>
     public sealed record Resumed(long RequestId, int Vcpu);

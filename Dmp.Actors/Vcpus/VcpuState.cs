@@ -36,16 +36,18 @@ public sealed record PendingRequest(long RequestId, IActorRef From);
 /// <param name="Pauses">Pause requests not answered yet.</param>
 /// <param name="Stops">Stop requests not answered yet.</param>
 /// <param name="ThreadEnded">Whether the thread has said its last word.</param>
+/// <param name="Holders">Who has asked for a pause and not let go yet: the vCPU runs only when nobody holds it.</param>
 public sealed record VcpuState(
     int Vcpu,
     VcpuPhase Phase,
     ImmutableList<PendingRequest> Pauses,
     ImmutableList<PendingRequest> Stops,
-    bool ThreadEnded)
+    bool ThreadEnded,
+    ImmutableHashSet<IActorRef> Holders)
 {
     /// <summary>The state a vCPU begins in.</summary>
     /// <param name="vcpu">Index of the vCPU.</param>
-    public static VcpuState Initial(int vcpu) => new(vcpu, VcpuPhase.Starting, [], [], ThreadEnded: false);
+    public static VcpuState Initial(int vcpu) => new(vcpu, VcpuPhase.Starting, [], [], ThreadEnded: false, []);
 }
 
 /// <summary>What is to be done on a transition.</summary>

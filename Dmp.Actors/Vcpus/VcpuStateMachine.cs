@@ -36,11 +36,11 @@ public static class VcpuStateMachine
     {
         // A pause behind a stop could never be answered with Paused.
         VcpuPhase.Starting or VcpuPhase.Pausing when !state.Stops.IsEmpty => Refuse(state, request, "it is stopping"),
-        VcpuPhase.Starting or VcpuPhase.Pausing => Stay(state with { Pauses = state.Pauses.Add(request) }),
+        VcpuPhase.Starting or VcpuPhase.Pausing => Stay(Hold(state, request) with { Pauses = state.Pauses.Add(request) }),
         VcpuPhase.Running => To(
-            state with { Phase = VcpuPhase.Pausing, Pauses = state.Pauses.Add(request) },
+            Hold(state, request) with { Phase = VcpuPhase.Pausing, Pauses = state.Pauses.Add(request) },
             new VcpuEffect.RequestPause()),
-        VcpuPhase.Paused => Stay(state, AnswerPaused(state, request)),
+        VcpuPhase.Paused => Stay(Hold(state, request), AnswerPaused(state, request)),
         VcpuPhase.Crashed => Refuse(state, request, "it crashed and does not run"),
         _ => Refuse(state, request, "it has stopped"),
     };
@@ -50,13 +50,22 @@ public static class VcpuStateMachine
         VcpuPhase.Starting => Refuse(state, request, "its thread is not there yet; ask for a pause first"),
         VcpuPhase.Running => Stay(state, new VcpuEffect.Reply(request.From, new Resumed(request.RequestId, state.Vcpu))),
         VcpuPhase.Pausing => Refuse(state, request, "a pause is under way; wait for its answer"),
-        VcpuPhase.Paused => To(
-            state with { Phase = VcpuPhase.Running },
-            new VcpuEffect.RunGuest(),
-            new VcpuEffect.Reply(request.From, new Resumed(request.RequestId, state.Vcpu))),
+        VcpuPhase.Paused => LetGo(state with { Holders = state.Holders.Remove(request.From) }, request),
         VcpuPhase.Crashed => Refuse(state, request, "it crashed; its state is kept for the report"),
         _ => Refuse(state, request, "it has stopped"),
     };
+
+    private static VcpuState Hold(VcpuState state, PendingRequest request) =>
+        state with { Holders = state.Holders.Add(request.From) };
+
+    /// <summary>Who lets go is told so; the guest goes on when nobody else holds the vCPU.</summary>
+    private static VcpuTransition LetGo(VcpuState state, PendingRequest request)
+    {
+        var answer = new VcpuEffect.Reply(request.From, new Resumed(request.RequestId, state.Vcpu));
+        return state.Holders.IsEmpty
+            ? To(state with { Phase = VcpuPhase.Running }, new VcpuEffect.RunGuest(), answer)
+            : Stay(state, answer);
+    }
 
     private static VcpuTransition OnStop(VcpuState state, PendingRequest request) => state.Phase switch
     {

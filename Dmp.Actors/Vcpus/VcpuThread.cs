@@ -1,4 +1,6 @@
+using System.Diagnostics;
 using Akka.Actor;
+using Dmp.Actors.Quiesce;
 using Dmp.Kvm.Machine;
 
 namespace Dmp.Actors.Vcpus;
@@ -13,14 +15,20 @@ internal sealed class VcpuThread
     private readonly IVcpu vcpu;
     private readonly IActorRef owner;
 
-    private readonly object orders = new();
-    private bool runOrdered;
-    private bool endOrdered;
+    // A patch transaction is over in less than this, and waking a blocked thread would take as long again.
+    private static readonly TimeSpan SpinTime = TimeSpan.FromMicroseconds(200);
 
-    public VcpuThread(IVcpu vcpu, IActorRef owner)
+    // Written under the lock; read without it while spinning, where a late look only costs another turn.
+    private readonly object orders = new();
+    private readonly StopClock? clock;
+    private volatile bool runOrdered;
+    private volatile bool endOrdered;
+
+    public VcpuThread(IVcpu vcpu, IActorRef owner, StopClock? clock)
     {
         this.vcpu = vcpu;
         this.owner = owner;
+        this.clock = clock;
     }
 
     public void Start()
@@ -29,17 +37,22 @@ internal sealed class VcpuThread
         new Thread(Loop) { Name = $"vcpu-{vcpu.Index}", IsBackground = true }.Start();
     }
 
-    public void RunGuest() => Order(ref runOrdered);
-
-    public void RequestPause() => vcpu.RequestPause();
-
-    public void End() => Order(ref endOrdered);
-
-    private void Order(ref bool order)
+    public void RunGuest()
     {
         lock (orders)
         {
-            order = true;
+            runOrdered = true;
+            Monitor.Pulse(orders);
+        }
+    }
+
+    public void RequestPause() => vcpu.RequestPause();
+
+    public void End()
+    {
+        lock (orders)
+        {
+            endOrdered = true;
             Monitor.Pulse(orders);
         }
     }
@@ -49,10 +62,23 @@ internal sealed class VcpuThread
         owner.Tell(new VcpuProtocol.ThreadReady());
         while (WaitForRun())
         {
-            owner.Tell(RunOnce());
+            clock?.Resume(vcpu.Index);
+            VcpuProtocol.IThreadEvent happened = RunOnce();
+            clock?.Stop(vcpu.Index);
+            owner.Tell(happened);
+            SpinForOrder();
         }
 
         owner.Tell(new VcpuProtocol.ThreadEnded());
+    }
+
+    private void SpinForOrder()
+    {
+        long start = Stopwatch.GetTimestamp();
+        while (!runOrdered && !endOrdered && Stopwatch.GetElapsedTime(start) < SpinTime)
+        {
+            Thread.SpinWait(20);
+        }
     }
 
     private bool WaitForRun()

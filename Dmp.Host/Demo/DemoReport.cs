@@ -42,6 +42,17 @@ internal static class DemoReport
             console.Write(SiteTable(sites));
         }
 
+        if (report.Patches is { } patches && report.QuiesceUs is { } stops)
+        {
+            string stopped = stops.P50 is { } median
+                ? string.Create(CultureInfo.InvariantCulture, $"; the guest stood still {stops.Count} times for that, half of them below {median:N0} us")
+                : "";
+            console.Write(new Text(string.Create(
+                CultureInfo.InvariantCulture,
+                $"{patches.Applied} patches applied, {patches.Replayed} replayed from earlier runs{stopped}
+")));
+        }
+
         if (report.Time is { } time)
         {
             console.Write(new Text(string.Create(
@@ -54,13 +65,14 @@ internal static class DemoReport
     {
         // A machine that does not disassemble leaves out that column.
         bool disassembled = sites.Any(site => site.Instruction is not null);
-        Table table = NewTable("Hottest sites", disassembled ? ["where", "instruction", "kind", "exits"] : ["where", "kind", "exits"]);
+        Table table = NewTable(
+            "Hottest sites", disassembled ? ["where", "instruction", "kind", "exits", "state"] : ["where", "kind", "exits", "state"]);
         foreach (SiteSection site in sites.Take(Sites))
         {
             string where = site.Symbol ?? site.Rip;
             string[] cells = disassembled
-                ? [where, site.Instruction ?? "", site.Kind, Number(site.Exits)]
-                : [where, site.Kind, Number(site.Exits)];
+                ? [where, site.Instruction ?? "", site.Kind, Number(site.Exits), site.State ?? ""]
+                : [where, site.Kind, Number(site.Exits), site.State ?? ""];
             table.AddRow(cells.Select(cell => new Text(cell)));
         }
 

@@ -1,7 +1,9 @@
+using System.Collections.Immutable;
 using System.Globalization;
 using System.Text.Json;
 using Dmp.Actors.Exits;
 using Dmp.Actors.Machine;
+using Dmp.Actors.Planning;
 using Dmp.Host.Running;
 using Dmp.Kvm.Cpu;
 using Dmp.Kvm.Machine;
@@ -41,17 +43,9 @@ internal static class ReportBuilder
                     Time = Time(phase.Cost),
                 }),
             ],
-            Sites =
-            [
-                .. summary.Sites.Select(site => new SiteSection
-                {
-                    Rip = Hexadecimal(site.Rip),
-                    Symbol = facts?.Symbol(site.Rip),
-                    Instruction = facts?.Instruction(site.Rip),
-                    Kind = Name(site.Kind),
-                    Exits = site.Exits,
-                }),
-            ],
+            Sites = [.. summary.Sites.Select(site => Site(site, result.Patches?.Find(site.Rip), facts))],
+            Patches = Patches(result.Patches ?? PatchSummary.Empty),
+            QuiesceUs = Quiesce(result.StopMicroseconds),
             UnownedPorts = facts?.UnownedPorts?.ToDictionary(port => Hexadecimal(port.Key), port => port.Value),
             VcpuStates = result.Vcpus.IsEmpty
                 ? null
@@ -80,6 +74,32 @@ internal static class ReportBuilder
         RunOutcome.TimedOut => "timeout",
         _ => "vmm_failed",
     };
+
+    private static SiteSection Site(SiteCount site, PatchedSite? patched, IMachineFacts? facts) => new()
+    {
+        Rip = Hexadecimal(site.Rip),
+        Symbol = facts?.Symbol(site.Rip),
+        Instruction = facts?.Instruction(site.Rip),
+        Kind = Name(site.Kind),
+        Exits = site.Exits,
+        State = patched is null ? null : JsonNamingPolicy.SnakeCaseLower.ConvertName(patched.State.ToString()),
+        Template = string.IsNullOrEmpty(patched?.Template) ? null : patched.Template,
+        Reason = string.IsNullOrEmpty(patched?.Reason) ? null : patched.Reason,
+    };
+
+    private static PatchSection Patches(PatchSummary patches) =>
+        new(patches.Applied, patches.Replayed, patches.Refused, patches.Reverted, patches.Aborted, patches.InForce);
+
+    private static QuiesceSection Quiesce(ImmutableArray<double> sorted)
+    {
+        const double Median = 0.5;
+        const double Tail = 0.99;
+        return sorted.IsEmpty
+            ? new QuiesceSection { Count = 0 }
+            : new QuiesceSection { Count = sorted.Length, P50 = At(Median), P99 = At(Tail), Max = Math.Round(sorted[^1], 1) };
+
+        double At(double share) => Math.Round(sorted[(int)Math.Ceiling((sorted.Length * share) - 1)], 1);
+    }
 
     private static HostSection? Host(HostFacts? host) => host is null ? null : new HostSection
     {

@@ -32,6 +32,12 @@ internal sealed record ReportDocument
 
     public IReadOnlyList<SiteSection>? Sites { get; init; }
 
+    /// <summary>What patching came to.</summary>
+    public PatchSection? Patches { get; init; }
+
+    /// <summary>How long the world was stopped for patch transactions, in microseconds.</summary>
+    public QuiesceSection? QuiesceUs { get; init; }
+
     /// <summary>Accesses to ports that no device answered.</summary>
     public IReadOnlyDictionary<string, long>? UnownedPorts { get; init; }
 
@@ -92,6 +98,25 @@ internal sealed record SiteSection
     public required string Kind { get; init; }
 
     public required long Exits { get; init; }
+
+    public string? State { get; init; }
+
+    public string? Template { get; init; }
+
+    public string? Reason { get; init; }
+}
+
+internal sealed record PatchSection(int Applied, int Replayed, int Refused, int Reverted, int Aborted, int InForce);
+
+internal sealed record QuiesceSection
+{
+    public required int Count { get; init; }
+
+    public double? P50 { get; init; }
+
+    public double? P99 { get; init; }
+
+    public double? Max { get; init; }
 }
 
 internal sealed record VcpuSection(int Vcpu, string State);

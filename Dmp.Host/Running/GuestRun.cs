@@ -1,7 +1,9 @@
 using Dmp.Actors;
 using Dmp.Actors.Console;
+using Dmp.Actors.Journal;
 using Dmp.Actors.Machine;
 using Dmp.Host.Reporting;
+using Dmp.Kvm;
 using Dmp.Kvm.Machine;
 
 namespace Dmp.Host.Running;
@@ -25,8 +27,17 @@ internal static class GuestRun
         // What can be known to fail before the guest runs fails before the guest runs.
         ReportFile.Check(plan.ReportPath);
         var settings = ControlSettings.Load(host.SettingsPath);
+        JournalConnection? journal = plan.Machine.Patching ? Journal(plan, settings) : null;
         IMachine machine = CreateMachine(host, plan);
-        var options = new RunOptions { Sink = sink, Until = plan.Until, Timeout = plan.Timeout };
+        var options = new RunOptions
+        {
+            Sink = sink,
+            Until = plan.Until,
+            Timeout = plan.Timeout,
+            Journal = journal,
+            KernelId = (machine as IMachineFacts)?.KernelId ?? Path.GetFileName(plan.Machine.KernelPath),
+            Replay = plan.Replay,
+        };
         MachineRun run = MachineRun.Start(machine, options, settings);
         await using (run.ConfigureAwait(false))
         {
@@ -39,6 +50,20 @@ internal static class GuestRun
             ReportFile.Write(plan.ReportPath, report);
             return new FinishedRun(result, report);
         }
+    }
+
+    /// <summary>A journal that was asked for has to be there; without the default one a guest can run as well.</summary>
+    private static JournalConnection Journal(RunPlan plan, ControlSettings settings)
+    {
+        if (plan.Journal is null)
+        {
+            return JournalConnection.Parse(settings.Journal.Connection);
+        }
+
+        JournalConnection journal = JournalConnection.Parse(plan.Journal);
+        return JournalCheck.TryOpen(journal, out string message)
+            ? journal
+            : throw new UnusableInputException($"--journal: {message}");
     }
 
     private static ReportDocument BuildReport(HostEnvironment host, RunPlan plan, MachineResult result, IMachineFacts? facts)

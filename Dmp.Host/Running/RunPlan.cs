@@ -11,6 +11,12 @@ internal sealed record RunPlan
     /// <summary>Mode, as the report names it.</summary>
     public required string Mode { get; init; }
 
+    /// <summary>Where the patch journal is, as the user says it; null for what the settings say.</summary>
+    public string? Journal { get; init; }
+
+    /// <summary>Whether patches of earlier runs are replayed.</summary>
+    public bool Replay { get; init; } = true;
+
     /// <summary>Text that ends the run with success, or null.</summary>
     public string? Until { get; init; }
 

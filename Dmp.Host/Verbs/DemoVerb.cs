@@ -34,8 +34,9 @@ internal static class DemoVerb
                 InitrdPath = images.Initrd,
                 CommandLine = CommandLine,
                 MemoryBytes = Memory,
+                Patching = true,
             },
-            Mode = RunVerb.TrapMode,
+            Mode = RunVerb.DmpMode,
             Timeout = Limit,
             ReportPath = reportPath,
         };

@@ -10,10 +10,12 @@ namespace Dmp.Host.Verbs;
 /// <summary><c>dmp run</c>: runs any guest, its serial console on stdin and stdout.</summary>
 internal static class RunVerb
 {
-    /// <summary>The mode that is there: full virtualization, nothing patched but silent instructions.</summary>
+    /// <summary>Full virtualization, nothing patched but silent instructions.</summary>
     public const string TrapMode = "trap";
 
-    private const string DmpMode = "dmp";
+    /// <summary>Hot instructions are patched.</summary>
+    public const string DmpMode = "dmp";
+
     private const int MaximumCpus = 16;
     private const ulong DefaultMemory = 512UL << 20;
 
@@ -35,9 +37,9 @@ internal static class RunVerb
         memory.HelpName = "SIZE";
         var mode = new Option<string>("--mode")
         {
-            Description = "trap: full virtualization only",
-            HelpName = TrapMode,
-            DefaultValueFactory = _ => TrapMode,
+            Description = "dmp: hot instructions are patched; trap: full virtualization only",
+            HelpName = $"{DmpMode}|{TrapMode}",
+            DefaultValueFactory = _ => DmpMode,
         };
         var report = new Option<string?>("--report") { Description = "Write a report in JSON, also when the run fails", HelpName = "FILE" };
         Option<TimeSpan?> timeout = OptionParsers.Seconds("--timeout", "End the run after this time (exit code 5)");
@@ -51,31 +53,44 @@ internal static class RunVerb
             Description = "Compare the shadow page tables with the guest's own from time to time; a difference ends the run (exit code 70)",
         };
 
-        // Known by name, so that who asks for them learns why they are not there.
-        var journal = new Option<string?>("--journal") { Hidden = true };
-        var noReplay = new Option<bool>("--no-replay") { Hidden = true };
+        var journal = new Option<string?>("--journal")
+        {
+            Description = "Where patches are kept: an SQLite file, or postgres://... [default: dmp.journal.connection in akka.hocon]",
+            HelpName = "FILE-or-connection",
+        };
+        var noReplay = new Option<bool>("--no-replay") { Description = "Do not begin with the patches of earlier runs" };
+        var without = new Option<string[]>("--without-template")
+        {
+            Description = "Do not use this template for patches; may be given more than once",
+            HelpName = "NAME",
+        };
+
+        // Known by name, so that who asks for it learns why it is not there.
         var trace = new Option<string?>("--trace") { Hidden = true };
 
         var command = new Command("run", "Run a guest; its serial console is on stdin and stdout (Ctrl-a x ends it)")
         {
-            kernel, initrd, cmdline, cpus, memory, mode, report, timeout, until, debugExit, audit, journal, noReplay, trace,
+            kernel, initrd, cmdline, cpus, memory, mode, report, timeout, until, debugExit, audit, journal, noReplay, without, trace,
         };
         command.Validators.Add(result =>
         {
             if (result.GetResult(mode) is { Implicit: false, Errors: var errors } && !errors.Any()
-                && result.GetValue(mode) is { } name && name != TrapMode)
+                && result.GetValue(mode) is { } name && name is not (TrapMode or DmpMode))
             {
-                result.AddError(name == DmpMode
-                    ? "--mode dmp is not available in this version; leave it out or say --mode trap"
-                    : $"--mode {name} is not a mode; say --mode trap");
+                result.AddError($"--mode {name} is not a mode; say --mode {DmpMode} or --mode {TrapMode}");
             }
 
-            foreach (Option option in new Option[] { journal, noReplay, trace })
+            foreach (Option option in new Option[] { journal, noReplay, without })
             {
-                if (result.GetResult(option) is { Implicit: false })
+                if (result.GetResult(option) is { Implicit: false } && result.GetValue(mode) == TrapMode)
                 {
-                    result.AddError($"{option.Name} needs --mode dmp, which is not available in this version");
+                    result.AddError($"{option.Name} is about patches; --mode {TrapMode} makes none");
                 }
+            }
+
+            if (result.GetResult(trace) is { Implicit: false })
+            {
+                result.AddError($"{trace.Name} is not available in this version");
             }
 
             if (result.GetResult(until) is { Implicit: false, Errors: var untilErrors } && !untilErrors.Any()
@@ -95,8 +110,12 @@ internal static class RunVerb
                 MemoryBytes = parsed.GetResult(memory) is null ? DefaultMemory : parsed.GetValue(memory),
                 DebugExitPort = parsed.GetValue(debugExit),
                 Audit = parsed.GetValue(audit),
+                Patching = parsed.GetValue(mode) == DmpMode,
+                DisabledTemplates = (parsed.GetValue(without) ?? []).ToHashSet(),
             },
-            Mode = TrapMode,
+            Mode = parsed.GetValue(mode) ?? DmpMode,
+            Journal = parsed.GetValue(journal),
+            Replay = !parsed.GetValue(noReplay),
             Until = parsed.GetValue(until),
             Timeout = parsed.GetValue(timeout),
             ReportPath = parsed.GetValue(report),

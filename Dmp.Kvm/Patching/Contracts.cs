@@ -42,6 +42,15 @@ public sealed record PatchPlan(
     /// <summary>Address of the first byte behind the window.</summary>
     public ulong End => Window + (ulong)Original.Length;
 
+    /// <summary>Whether another plan does the same to the guest's code, whatever site it was made for.</summary>
+    public bool IsSamePatch(PatchPlan other)
+    {
+        ArgumentNullException.ThrowIfNull(other);
+        return Window == other.Window && Springboard == other.Springboard
+            && Original.AsSpan().SequenceEqual(other.Original.AsSpan())
+            && Templates.AsSpan().SequenceEqual(other.Templates.AsSpan());
+    }
+
     /// <inheritdoc/>
     public bool Equals(PatchPlan? other) => other is not null && Site == other.Site && Window == other.Window
         && Original.AsSpan().SequenceEqual(other.Original.AsSpan())
@@ -76,10 +85,10 @@ public abstract record PlanResult
 public sealed record PreparedPatch(PatchPlan Plan, ulong Implant, ImmutableArray<byte> Replacement);
 
 /// <summary>Something that happened to a patch while the guest ran, on a vCPU's thread.</summary>
-/// <param name="Window">The patch.</param>
+/// <param name="Plan">The patch.</param>
 /// <param name="What">What happened.</param>
 /// <param name="Detail">Why, or empty.</param>
-public sealed record PatchNotice(ulong Window, PatchNoticeKind What, string Detail);
+public sealed record PatchNotice(PatchPlan Plan, PatchNoticeKind What, string Detail);
 
 /// <summary>Kinds of <see cref="PatchNotice"/>.</summary>
 public enum PatchNoticeKind
@@ -87,7 +96,7 @@ public enum PatchNoticeKind
     /// <summary>A patch of an earlier run was verified and applied before the first execution of its page.</summary>
     Replayed,
 
-    /// <summary>A patch of an earlier run does not fit the guest's bytes: it was not applied.</summary>
+    /// <summary>A patch of an earlier run cannot be made in this one.</summary>
     Mismatched,
 
     /// <summary>The guest wrote to the page: the original bytes are back.</summary>
@@ -96,13 +105,13 @@ public enum PatchNoticeKind
     /// <summary>The page of a dirty patch runs again and the window's bytes are the same: the patch is back.</summary>
     Reinstated,
 
-    /// <summary>The page of a dirty patch runs again and the window's bytes are others: the patch is gone for good.</summary>
+    /// <summary>The page of a dirty patch runs again and the window's bytes are others. Should they come back, so does the patch.</summary>
     Overwritten,
 }
 
 /// <summary>A patch as people read it.</summary>
 /// <param name="Before">Disassembly of the window before, one instruction a line.</param>
-/// <param name="After">Disassembly of the window and the implant after, one instruction a line.</param>
+/// <param name="After">Disassembly of the implant, one instruction a line.</param>
 public sealed record PatchDescription(ImmutableArray<string> Before, ImmutableArray<string> After);
 
 /// <summary>
@@ -123,6 +132,9 @@ public interface IPatchEngine
     /// <param name="kind">What its exits are.</param>
     PlanResult Plan(ulong site, ExitKind kind);
 
+    /// <summary>Whether the guest's code at an address is still what it was. Where it cannot be read, it is not.</summary>
+    bool HasBytes(ulong address, ReadOnlySpan<byte> bytes);
+
     /// <summary>Writes the implant of a plan into the arena. Without effect on the guest.</summary>
     /// <param name="plan">The plan.</param>
     /// <param name="reason">Why it could not be done.</param>
@@ -140,8 +152,14 @@ public interface IPatchEngine
     /// <returns>Whether there was such a patch.</returns>
     bool Revert(ulong window);
 
-    /// <summary>Hands over the patches of an earlier run, to be verified and applied when their page is first executed.</summary>
+    /// <summary>
+    /// Hands over the patches of an earlier run. Each is verified and applied whenever its page begins to be executed with the bytes
+    /// that it was made for. Before the guest runs, or it may miss the first execution of a page.
+    /// </summary>
     void Replay(IReadOnlyList<PatchPlan> plans);
+
+    /// <summary>The patches of an earlier run whose bytes have not been found so far.</summary>
+    ImmutableArray<PatchPlan> Unused();
 
     /// <summary>Takes what happened since the last call, in order, nothing lost.</summary>
     /// <param name="notices">Receives the notices; cleared first.</param>
@@ -151,6 +169,6 @@ public interface IPatchEngine
     /// Every vCPU is paused.</summary>
     ImmutableArray<string> Verify();
 
-    /// <summary>Disassembles a patch that is prepared or in force; null when there is none.</summary>
-    PatchDescription? Describe(ulong window);
+    /// <summary>Disassembles a patch; null when its templates are not there.</summary>
+    PatchDescription? Describe(PatchPlan plan);
 }

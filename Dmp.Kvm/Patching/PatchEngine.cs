@@ -20,7 +20,7 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
     private readonly IGuestText text;
     private readonly TemplateSet templates;
     private readonly Arena arena;
-    private readonly SortedDictionary<ulong, Patch> patches = [];
+    private readonly Dictionary<ulong, List<Patch>> pages = [];
     private readonly List<PatchNotice> notices = [];
 
     internal PatchEngine(CodePages code, GuestText text, TemplateSet templates, MappedMemory monitor, ulong kernelBase)
@@ -53,17 +53,34 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
     public PlanResult Plan(ulong site, ExitKind kind) => new WindowPlanner(text, templates).Plan(site);
 
     /// <inheritdoc/>
+    public bool HasBytes(ulong address, ReadOnlySpan<byte> bytes)
+    {
+        Span<byte> now = stackalloc byte[bytes.Length];
+        return text.Read(address, now) == bytes.Length && now.SequenceEqual(bytes);
+    }
+
+    /// <inheritdoc/>
     public PreparedPatch? Prepare(PatchPlan plan, out string reason)
     {
         ArgumentNullException.ThrowIfNull(plan);
         lock (sync)
         {
-            if (!MakeRoom(plan, out reason))
+            List<Patch> page = PatchesOf(plan.Window);
+            Patch? patch = null;
+            foreach (Patch other in page)
             {
-                return null;
+                if (other.Plan.IsSamePatch(plan))
+                {
+                    patch = other;
+                }
+                else if (other.State is PatchState.InForce or PatchState.Prepared && Overlaps(other.Plan, plan))
+                {
+                    reason = $"it overlaps the patch at 0x{other.Plan.Window:x}";
+                    return null;
+                }
             }
 
-            if (!patches.TryGetValue(plan.Window, out Patch? patch))
+            if (patch is null)
             {
                 patch = Build(plan, out reason);
                 if (patch is null)
@@ -71,9 +88,15 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
                     return null;
                 }
 
-                patches.Add(plan.Window, patch);
+                page.Add(patch);
             }
 
+            if (patch.State != PatchState.InForce)
+            {
+                patch.State = PatchState.Prepared;
+            }
+
+            reason = "";
             return patch.Prepared;
         }
     }
@@ -82,26 +105,24 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
     public bool TryApply(PreparedPatch patch, out string reason)
     {
         ArgumentNullException.ThrowIfNull(patch);
-        string why = "";
+        string why = "the patch is not prepared any more";
         bool applied = false;
         code.Locked(() =>
         {
             lock (sync)
             {
-                if (!patches.TryGetValue(patch.Plan.Window, out Patch? known) || known.Prepared != patch)
+                List<Patch> page = PatchesOf(patch.Plan.Window);
+                if (page.Find(other => other.Prepared == patch) is { } known)
                 {
-                    why = "the patch is not prepared any more";
-                    return;
-                }
-
-                applied = known.State == PatchState.InForce || TryEnforce(known, out why);
-                if (!applied)
-                {
-                    _ = patches.Remove(patch.Plan.Window);
+                    applied = known.State == PatchState.InForce || TryEnforce(known, out why);
+                    if (!applied)
+                    {
+                        _ = page.Remove(known);
+                    }
                 }
             }
         });
-        reason = why;
+        reason = applied ? "" : why;
         return applied;
     }
 
@@ -113,17 +134,14 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
         {
             lock (sync)
             {
-                if (patches.Remove(window, out Patch? patch))
+                List<Patch> page = PatchesOf(window);
+                foreach (Patch patch in page.Where(patch => patch.Plan.Window == window).ToArray())
                 {
                     found = true;
+                    _ = page.Remove(patch);
                     if (patch.State == PatchState.InForce)
                     {
-                        Map.Close(window, patch.End);
-                        _ = code.TryRestore(window, patch.Plan.Original.AsSpan(), patch.SilentOffsets.AsSpan());
-                        if (patch.Plan.Springboard is { } springboard)
-                        {
-                            _ = code.TryRestore(springboard.Address, springboard.Original.AsSpan(), []);
-                        }
+                        Withdraw(patch);
                     }
                 }
             }
@@ -139,21 +157,31 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
         {
             foreach (PatchPlan plan in plans)
             {
-                if (!MakeRoom(plan, out string reason) || patches.ContainsKey(plan.Window))
+                List<Patch> page = PatchesOf(plan.Window);
+                if (page.Exists(other => other.Plan.IsSamePatch(plan)))
                 {
                     continue;
                 }
 
-                if (Build(plan, out reason) is { } patch)
+                if (Build(plan, out string reason) is { } patch)
                 {
                     patch.State = PatchState.Replayed;
-                    patches.Add(plan.Window, patch);
+                    page.Add(patch);
                 }
                 else
                 {
-                    notices.Add(new PatchNotice(plan.Window, PatchNoticeKind.Mismatched, reason));
+                    notices.Add(new PatchNotice(plan, PatchNoticeKind.Mismatched, reason));
                 }
             }
+        }
+    }
+
+    /// <inheritdoc/>
+    public ImmutableArray<PatchPlan> Unused()
+    {
+        lock (sync)
+        {
+            return [.. pages.Values.SelectMany(page => page).Where(patch => patch.State == PatchState.Replayed).Select(patch => patch.Plan)];
         }
     }
 
@@ -177,7 +205,7 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
         {
             lock (sync)
             {
-                foreach (Patch patch in patches.Values.Where(patch => patch.State == PatchState.InForce))
+                foreach (Patch patch in pages.Values.SelectMany(page => page).Where(patch => patch.State == PatchState.InForce))
                 {
                     byte[] bytes = new byte[patch.Plan.Original.Length];
                     if (!code.TryReadRunning(patch.Plan.Window, bytes))
@@ -196,22 +224,20 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
     }
 
     /// <inheritdoc/>
-    public PatchDescription? Describe(ulong window)
+    public PatchDescription? Describe(PatchPlan plan)
     {
+        ArgumentNullException.ThrowIfNull(plan);
+        ImmutableArray<Instruction> window = WindowInstructions(plan);
+        EncodedImplant? implant;
         lock (sync)
         {
-            if (!patches.TryGetValue(window, out Patch? patch))
-            {
-                return null;
-            }
-
-            return new PatchDescription(
-                Disassemble(patch.Plan.Window, patch.Plan.Original.AsSpan()),
-                [
-                    .. Disassemble(patch.Plan.Window, patch.Prepared.Replacement.AsSpan()[..Math.Min(ImplantEncoder.JumpLength, patch.Plan.Original.Length)]),
-                    .. Disassemble(patch.Implant.Address, patch.Implant.Code.AsSpan()),
-                ]);
+            implant = PatchesOf(plan.Window).Find(patch => patch.Plan.IsSamePatch(plan))?.Implant;
         }
+
+        implant ??= ImplantEncoder.Encode(window, templates, MachineLayout.ArenaBase, out _);
+        return implant is null
+            ? null
+            : new PatchDescription(Disassemble(plan.Window, plan.Original.AsSpan()), Disassemble(implant.Address, implant.Code.AsSpan()));
     }
 
     /// <inheritdoc/>
@@ -219,24 +245,29 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
     {
         lock (sync)
         {
-            foreach (Patch patch in patches.Values)
+            List<Patch> candidates = PatchesOf(page);
+            for (int index = candidates.Count - 1; index >= 0; index--)
             {
-                if ((patch.Plan.Window & ~Paging.PageOffsetMask) == page
-                    && patch.State is PatchState.Replayed or PatchState.Dirty)
+                Patch patch = candidates[index];
+                if (patch.State is not (PatchState.Replayed or PatchState.Dirty))
                 {
-                    PatchState before = patch.State;
-                    if (TryEnforce(patch, out string why))
-                    {
-                        notices.Add(new PatchNotice(
-                            patch.Plan.Window,
-                            before == PatchState.Replayed ? PatchNoticeKind.Replayed : PatchNoticeKind.Reinstated,
-                            ""));
-                    }
-                    else if (before == PatchState.Dirty)
-                    {
-                        // It may still come back: code patching goes through intermediate bytes.
-                        notices.Add(new PatchNotice(patch.Plan.Window, PatchNoticeKind.Overwritten, why));
-                    }
+                    continue;
+                }
+
+                PatchState before = patch.State;
+                bool free = !candidates.Exists(other => other.State == PatchState.InForce && Overlaps(other.Plan, patch.Plan));
+                if (free && TryEnforce(patch, out _))
+                {
+                    notices.Add(new PatchNotice(
+                        patch.Plan,
+                        before == PatchState.Replayed ? PatchNoticeKind.Replayed : PatchNoticeKind.Reinstated,
+                        ""));
+                }
+                else if (before == PatchState.Dirty && !patch.ReportedOverwritten)
+                {
+                    // It may still come back: code patching goes through intermediate bytes.
+                    patch.ReportedOverwritten = true;
+                    notices.Add(new PatchNotice(patch.Plan, PatchNoticeKind.Overwritten, "the guest changed these bytes"));
                 }
             }
         }
@@ -247,48 +278,46 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
     {
         lock (sync)
         {
-            foreach (Patch patch in patches.Values)
+            foreach (Patch patch in PatchesOf(page))
             {
-                if (patch.State == PatchState.InForce && (patch.Plan.Window & ~Paging.PageOffsetMask) == page)
+                if (patch.State == PatchState.InForce)
                 {
                     patch.State = PatchState.Dirty;
+                    patch.ReportedOverwritten = false;
                     Map.Close(patch.Plan.Window, patch.End);
-                    notices.Add(new PatchNotice(patch.Plan.Window, PatchNoticeKind.Dirtied, "the guest wrote to the page"));
+                    notices.Add(new PatchNotice(patch.Plan, PatchNoticeKind.Dirtied, "the guest wrote to the page"));
                 }
             }
         }
     }
 
-    /// <summary>Patches that are not in the guest's code give way to a new plan; those that are do not.</summary>
-    private bool MakeRoom(PatchPlan plan, out string reason)
+    /// <summary>The patches of a page: one in force at most at each address, and others for other bytes that the guest has there at times.</summary>
+    private List<Patch> PatchesOf(ulong address)
     {
-        List<ulong> obsolete = [];
-        foreach (Patch other in patches.Values)
+        ulong page = address & ~Paging.PageOffsetMask;
+        if (!pages.TryGetValue(page, out List<Patch>? patches))
         {
-            if (!Overlaps(other.Plan, plan) || other.Plan == plan)
-            {
-                continue;
-            }
-
-            if (other.State is PatchState.InForce or PatchState.Prepared)
-            {
-                reason = $"it overlaps the patch at 0x{other.Plan.Window:x}";
-                return false;
-            }
-
-            obsolete.Add(other.Plan.Window);
+            pages.Add(page, patches = []);
         }
 
-        obsolete.ForEach(window => patches.Remove(window));
-        reason = "";
-        return true;
+        return patches;
+    }
+
+    private void Withdraw(Patch patch)
+    {
+        Map.Close(patch.Plan.Window, patch.End);
+        _ = code.TryRestore(patch.Plan.Window, patch.Plan.Original.AsSpan(), patch.SilentOffsets.AsSpan());
+        if (patch.Plan.Springboard is { } springboard)
+        {
+            _ = code.TryRestore(springboard.Address, springboard.Original.AsSpan(), []);
+        }
     }
 
     private bool IsReserved(ulong address)
     {
         lock (sync)
         {
-            return patches.Values.Any(patch => patch.Plan.Springboard is { } springboard
+            return PatchesOf(address).Exists(patch => patch.State == PatchState.InForce && patch.Plan.Springboard is { } springboard
                 && Overlap(springboard.Address, ImplantEncoder.JumpLength, address, ImplantEncoder.JumpLength));
         }
     }
@@ -436,5 +465,7 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
         internal ImmutableArray<int> SilentOffsets => silentOffsets;
 
         internal PatchState State { get; set; }
+
+        internal bool ReportedOverwritten { get; set; }
     }
 }
