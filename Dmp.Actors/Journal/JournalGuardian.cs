@@ -6,13 +6,14 @@ using static Dmp.Actors.Journal.JournalProtocol;
 namespace Dmp.Actors.Journal;
 
 /// <summary>
-/// Stands for the patch journal of one kernel, whatever state that is in: opens it beside the guest's start, passes requests to it, and
-/// answers for it when it cannot be used. The guest runs on without it; only no further patch is applied.
+/// Stands for the patch journal of one kernel, whatever state that is in: opens it beside the guest's start, passes requests to
+/// it, and answers for it when it cannot be used. The guest runs on without it; only no further patch is applied.
 /// </summary>
 /// <remarks>
-/// Opening for the first time: requests wait, for no longer than dmp.journal.open-timeout. Available: requests go to <see cref="PatchJournal"/>; one that
-/// takes longer than dmp.journal.answer-timeout, or any failure of the database, ends the session. Unavailable: requests fail at once;
-/// the journal is opened again after a while that doubles, unless somebody has to repair it first. Closed: requests fail.
+/// Opening for the first time: requests wait, for no longer than dmp.journal.open-timeout. Available: requests go to
+/// <see cref="PatchJournal"/>; one that takes longer than dmp.journal.answer-timeout, or any failure of the database, ends the
+/// session. Unavailable: requests fail at once; the journal is opened again after a while that doubles, unless somebody has to
+/// repair it first. Closed: requests fail.
 /// </remarks>
 public sealed class JournalGuardian : ReceiveActor, IWithTimers
 {
