@@ -33,6 +33,7 @@ public sealed class JournalGuardian : ReceiveActor, IWithTimers
 
     private Phase phase = Phase.Opening;
     private long session;
+    private Task<JournalSession>? opening;
     private JournalSession? current;
     private IActorRef journal = ActorRefs.Nobody;
     private Task closing = Task.CompletedTask;
@@ -108,11 +109,11 @@ public sealed class JournalGuardian : ReceiveActor, IWithTimers
     private void Open()
     {
         phase = Phase.Opening;
-        long opening = session = Interlocked.Increment(ref sessions);
+        long number = session = Interlocked.Increment(ref sessions);
         TimeSpan limit = settings.Journal.OpenTimeout;
-        Timers.StartSingleTimer(OpenTimer, new TooSlow(opening, "open", limit), limit);
-        OpenAfter(closing).PipeTo(
-            Self, success: opened => new Opened(opening, opened), failure: cause => new OpenFailed(opening, cause));
+        Timers.StartSingleTimer(OpenTimer, new TooSlow(number, "open", limit), limit);
+        opening = OpenAfter(closing);
+        opening.PipeTo(Self, success: opened => new Opened(number, opened), failure: cause => new OpenFailed(number, cause));
     }
 
     private async Task<JournalSession> OpenAfter(Task previous)
@@ -126,12 +127,11 @@ public sealed class JournalGuardian : ReceiveActor, IWithTimers
     {
         if (opened.Session != session)
         {
-            // Too late; somebody else may be waiting for its lock.
-            Task released = opened.Journal.DisposeAsync().AsTask();
-            closing = Task.WhenAll(closing, released);
+            // Too late: it was released when it was given up.
             return;
         }
 
+        opening = null;
         current = opened.Journal;
         journal = current.Start(
             PatchJournal.Props(kernelId, Self, session, openTransactions.ToImmutableHashSet(), settings.Journal.SnapshotEvery),
@@ -322,10 +322,29 @@ public sealed class JournalGuardian : ReceiveActor, IWithTimers
     private void Release()
     {
         journal = ActorRefs.Nobody;
+        if (opening is { } pending)
+        {
+            opening = null;
+            closing = Task.WhenAll(closing, DisposeWhenOpened(pending));
+        }
+
         if (current is { } ended)
         {
             current = null;
             closing = Task.WhenAll(closing, ended.DisposeAsync().AsTask());
+        }
+    }
+
+    private static async Task DisposeWhenOpened(Task<JournalSession> pending)
+    {
+        try
+        {
+            JournalSession late = await pending.ConfigureAwait(false);
+            await late.DisposeAsync().ConfigureAwait(false);
+        }
+        catch (Exception)
+        {
+            // It did not open: there is nothing to give back, and why has been said or nobody wants to know any more.
         }
     }
 
