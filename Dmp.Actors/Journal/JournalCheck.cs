@@ -4,8 +4,8 @@ namespace Dmp.Actors.Journal;
 public static class JournalCheck
 {
     /// <summary>
-    /// Opens the journal, creates it when it is not there, and closes it again. Starts no actors: takes milliseconds, or a few seconds
-    /// when a server does not answer. Any thread.
+    /// Opens the journal, creates it when it is not there, and closes it again. Starts no actors: takes milliseconds, or a few
+    /// seconds when a server does not answer. Any thread.
     /// </summary>
     /// <param name="connection">The journal.</param>
     /// <param name="message">Why not, in one line for the user; empty when it can be used.</param>

@@ -5,8 +5,8 @@ using Google.Protobuf;
 
 namespace Dmp.Actors.Journal;
 
-/// <summary>Events and snapshots to bytes and back. What an older version did not write reads as nothing; what a newer one added is
-/// passed over.</summary>
+/// <summary>Events and snapshots to bytes and back. What an older version did not write reads as nothing; what a newer one
+/// added is passed over.</summary>
 internal static class JournalCodec
 {
     private const string Intended = "in";

@@ -21,9 +21,9 @@ internal static class JournalConfiguration
         Pooling = pooled,
     }.ConnectionString;
 
-    /// <summary>The settings file, completed with where this journal is kept. Nothing is written to a log: every failure reaches the
-    /// journal's own actors, who say it in one line, while Akka's plugins log each with a stack trace, some of them several times.
-    /// Errors go to whoever subscribes to them (see <see cref="JournalSession.Start"/>).</summary>
+    /// <summary>The settings file, completed with where this journal is kept. Nothing is written to a log: every failure
+    /// reaches the journal's own actors, who say it in one line, while Akka's plugins log each with a stack trace, some of them
+    /// several times. Errors go to whoever subscribes to them (see <see cref="JournalSession.Start"/>).</summary>
     /// <param name="connection">Where the journal is kept.</param>
     /// <param name="settings">The settings file.</param>
     public static Config For(JournalConnection connection, ControlSettings settings)

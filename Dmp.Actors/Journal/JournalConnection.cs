@@ -11,6 +11,7 @@ public abstract record JournalConnection
     private const int SecondsToConnect = 4;
     private const int SecondsToAnswer = 5;
     private const string FileInDataFolder = "dmp/patches.db";
+    private static readonly string[] HostKeys = ["Host", "Server"];
     private static readonly string[] UriSchemes = ["postgres://", "postgresql://"];
 
     private JournalConnection()
@@ -20,7 +21,8 @@ public abstract record JournalConnection
     /// <summary>The journal's name in messages; never with a password.</summary>
     public abstract string Description { get; }
 
-    /// <summary>What the user says: a path, or how to reach PostgreSQL ("postgres://user@host/database", "Host=...;Database=...").</summary>
+    /// <summary>What the user says: a path, or how to reach PostgreSQL ("postgres://user@host/database",
+    /// "Host=...;Database=...").</summary>
     /// <param name="text">The text; empty for the default, a file in the user's data folder.</param>
     /// <exception cref="UnusableInputException">The text is neither.</exception>
     public static JournalConnection Parse(string text) => Parse(text, Environment.GetEnvironmentVariable);
@@ -54,7 +56,8 @@ public abstract record JournalConnection
             throw new UnusableInputException("the journal's address is none that dmp knows; give a file's path or postgres://...");
         }
 
-        if (trimmed.StartsWith(":memory:", StringComparison.OrdinalIgnoreCase) || trimmed.StartsWith("file:", StringComparison.OrdinalIgnoreCase)
+        if (trimmed.StartsWith(":memory:", StringComparison.OrdinalIgnoreCase)
+            || trimmed.StartsWith("file:", StringComparison.OrdinalIgnoreCase)
             || trimmed.Contains('\0', StringComparison.Ordinal))
         {
             throw new UnusableInputException($"cannot keep the journal in {trimmed.Replace('\0', ' ')}: it is not a file's path");
@@ -68,7 +71,7 @@ public abstract record JournalConnection
     {
         int equals = text.IndexOf('=', StringComparison.Ordinal);
         return equals > 0 && text.Split(';').Select(part => part.Split('=')[0].Trim())
-            .Any(key => key.Equals("Host", StringComparison.OrdinalIgnoreCase) || key.Equals("Server", StringComparison.OrdinalIgnoreCase));
+            .Any(key => HostKeys.Contains(key, StringComparer.OrdinalIgnoreCase));
     }
 
     private static PostgreSql FromKeywords(string text)
@@ -77,12 +80,16 @@ public abstract record JournalConnection
         {
             return FromBuilder(new NpgsqlConnectionStringBuilder(text));
         }
-        catch (Exception e) when (e is ArgumentException or FormatException or KeyNotFoundException or InvalidCastException or OverflowException)
+        catch (Exception e) when (IsMalformed(e))
         {
             // Not the text itself: it may hold a password.
             throw new UnusableInputException($"the journal's PostgreSQL connection is not valid ({OneLine(e.Message)})");
         }
     }
+
+    // What the builder throws at keys and values that it does not take.
+    private static bool IsMalformed(Exception failure) => failure
+        is ArgumentException or FormatException or KeyNotFoundException or InvalidCastException or OverflowException;
 
     private static PostgreSql FromUri(string text)
     {
@@ -125,7 +132,7 @@ public abstract record JournalConnection
                 builder[key == "sslmode" ? "SSL Mode" : key] = pair.Length > 1 ? Uri.UnescapeDataString(pair[1]) : "true";
             }
         }
-        catch (Exception e) when (e is ArgumentException or FormatException or KeyNotFoundException or InvalidCastException or OverflowException)
+        catch (Exception e) when (IsMalformed(e))
         {
             throw new UnusableInputException($"{Malformed} ({OneLine(e.Message)})");
         }
@@ -142,8 +149,10 @@ public abstract record JournalConnection
 
         builder.Timeout = Math.Min(builder.Timeout, SecondsToConnect);
         builder.CommandTimeout = Math.Min(builder.CommandTimeout, SecondsToAnswer);
-        builder.ApplicationName ??= string.Create(CultureInfo.InvariantCulture, $"dmp, process {Environment.ProcessId} on {Environment.MachineName}");
-        string place = string.Create(CultureInfo.InvariantCulture, $"PostgreSQL at {builder.Host}:{builder.Port}, database {builder.Database ?? builder.Username ?? "(default)"}");
+        builder.ApplicationName ??= string.Create(
+            CultureInfo.InvariantCulture, $"dmp, process {Environment.ProcessId} on {Environment.MachineName}");
+        string database = builder.Database ?? builder.Username ?? "(default)";
+        string place = string.Create(CultureInfo.InvariantCulture, $"PostgreSQL at {builder.Host}:{builder.Port}, database {database}");
         return new PostgreSql(builder.ConnectionString, place);
     }
 

@@ -13,8 +13,8 @@ public static class JournalEditor
     /// <param name="siteOffset">The site's offset from the kernel's base, in bytes.</param>
     /// <param name="disabled">Whether it is to be off.</param>
     /// <param name="settings">The settings file.</param>
-    /// <exception cref="UnusableInputException">There is none, a machine uses it, or it cannot be written: one line that says what to
-    /// do.</exception>
+    /// <exception cref="UnusableInputException">There is none, a machine uses it, or it cannot be written: one line that says
+    /// what to do.</exception>
     public static async Task SwitchAsync(
         JournalConnection connection, string kernelId, long siteOffset, bool disabled, ControlSettings settings)
     {
@@ -26,7 +26,10 @@ public static class JournalEditor
         Config silent = ConfigurationFactory.ParseString("akka { loglevel = OFF, stdout-loglevel = OFF }");
         using var system = ActorSystem.Create("dmp-patches", silent.WithFallback(settings.Configuration));
         IActorRef journal = system.ActorOf(JournalGuardian.Props(connection, kernelId, settings), "journal");
-        object answer = await journal.Ask(new JournalProtocol.Record(RequestId: 1, [fact]), Timeout.InfiniteTimeSpan).ConfigureAwait(false);
+
+        // No limit here: the journal's own apply.
+        object answer = await journal
+            .Ask(new JournalProtocol.Record(RequestId: 1, [fact]), Timeout.InfiniteTimeSpan).ConfigureAwait(false);
         await journal.Ask(new JournalProtocol.Close(RequestId: 2), Timeout.InfiniteTimeSpan).ConfigureAwait(false);
         await system.Terminate().ConfigureAwait(false);
         if (answer is JournalProtocol.JournalFailed failed)

@@ -27,7 +27,9 @@ internal sealed record JournalFailure(string Line, bool MayPass)
     /// <param name="failure">What was thrown, however deep the cause lies in it.</param>
     public static JournalFailure Of(string attempted, JournalConnection connection, Exception failure)
     {
-        (string why, string remedy, bool mayPass) = Causes(failure).Select(cause => Explain(cause, connection)).FirstOrDefault(known => known is not null)
+        (string why, string remedy, bool mayPass) = Causes(failure)
+            .Select(cause => Explain(cause, connection))
+            .FirstOrDefault(known => known is not null)
             ?? (Causes(failure).Last().Message, Elsewhere(connection), true);
         return new JournalFailure($"cannot {attempted} the patch journal ({connection.Description}): {OneLine(why)}; {remedy}", mayPass);
     }
@@ -37,7 +39,8 @@ internal sealed record JournalFailure(string Line, bool MayPass)
     /// <param name="connection">On what.</param>
     /// <param name="limit">How long was waited.</param>
     public static JournalFailure TooSlow(string attempted, JournalConnection connection, TimeSpan limit) => new(
-        FormattableString.Invariant($"cannot {attempted} the patch journal ({connection.Description}): no answer within {limit.TotalSeconds} s; {Elsewhere(connection)}"),
+        FormattableString.Invariant($"cannot {attempted} the patch journal ({connection.Description}): no answer within ")
+        + FormattableString.Invariant($"{limit.TotalSeconds} s; {Elsewhere(connection)}"),
         MayPass: true);
 
     private static (string Why, string Remedy, bool MayPass)? Explain(Exception cause, JournalConnection connection) => cause switch
@@ -45,16 +48,20 @@ internal sealed record JournalFailure(string Line, bool MayPass)
         JournalInUseException inUse => (inUse.Message, "end that one, or give this one a journal of its own with --journal", true),
         JournalFormatException format => (format.Message, Aside(connection), false),
         SqliteException sqlite => Explain(sqlite, connection),
-        PostgresException postgres => ($"the server says: {postgres.MessageText}", "see to it there, or choose another one with --journal", true),
+        PostgresException postgres =>
+            ($"the server says: {postgres.MessageText}", "see to it there, or choose another one with --journal", true),
         NpgsqlException { InnerException: SocketException or TimeoutException or IOException } npgsql =>
-            ($"the server does not answer ({npgsql.InnerException!.Message})", "start it, or choose another journal with --journal", true),
-        SocketException => ($"the server does not answer ({cause.Message})", "start it, or choose another journal with --journal", true),
+            NoAnswer(npgsql.InnerException!),
+        SocketException => NoAnswer(cause),
         TimeoutException or RecoveryTimedOutException => ("it does not answer in time", Elsewhere(connection), true),
         NpgsqlException npgsql => (npgsql.Message, "see to the server, or choose another journal with --journal", true),
         UnauthorizedAccessException => (cause.InnerException?.Message ?? "no permission", Elsewhere(connection), true),
         IOException io => (io.Message, Elsewhere(connection), true),
         _ => null,
     };
+
+    private static (string Why, string Remedy, bool MayPass) NoAnswer(Exception cause) =>
+        ($"the server does not answer ({cause.Message})", "start it, or choose another journal with --journal", true);
 
     private static (string Why, string Remedy, bool MayPass) Explain(SqliteException failure, JournalConnection connection) =>
         failure.SqliteErrorCode switch
@@ -63,7 +70,8 @@ internal sealed record JournalFailure(string Line, bool MayPass)
             SqliteReadOnly => ("it is read-only", Elsewhere(connection), true),
             SqliteCorrupt => ("the file is damaged", Aside(connection), false),
             SqliteNotADatabase => ("the file is no SQLite database, or is damaged", Aside(connection), false),
-            SqliteBusy or SqliteLocked => ("another program holds the file", "end that one, or choose another file with --journal", true),
+            SqliteBusy or SqliteLocked =>
+                ("another program holds the file", "end that one, or choose another file with --journal", true),
             SqliteCannotOpen => ("the file cannot be opened", Elsewhere(connection), true),
             SqliteInput => ("the file cannot be read or written", "see to its disk, or choose another file with --journal", true),
             _ => (failure.Message, Aside(connection), true),

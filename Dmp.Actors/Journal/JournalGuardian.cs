@@ -6,13 +6,14 @@ using static Dmp.Actors.Journal.JournalProtocol;
 namespace Dmp.Actors.Journal;
 
 /// <summary>
-/// Stands for the patch journal of one kernel, whatever state that is in: opens it beside the guest's start, passes requests to it, and
-/// answers for it when it cannot be used. The guest runs on without it; only no further patch is applied.
+/// Stands for the patch journal of one kernel, whatever state that is in: opens it beside the guest's start, passes requests to
+/// it, and answers for it when it cannot be used. The guest runs on without it; only no further patch is applied.
 /// </summary>
 /// <remarks>
-/// Opening for the first time: requests wait, for no longer than dmp.journal.open-timeout. Available: requests go to <see cref="PatchJournal"/>; one that
-/// takes longer than dmp.journal.answer-timeout, or any failure of the database, ends the session. Unavailable: requests fail at once;
-/// the journal is opened again after a while that doubles, unless somebody has to repair it first. Closed: requests fail.
+/// Opening for the first time: requests wait, for no longer than dmp.journal.open-timeout. Available: requests go to
+/// <see cref="PatchJournal"/>; one that takes longer than dmp.journal.answer-timeout, or any failure of the database, ends the
+/// session. Unavailable: requests fail at once; the journal is opened again after a while that doubles, unless somebody has to
+/// repair it first. Closed: requests fail.
 /// </remarks>
 public sealed class JournalGuardian : ReceiveActor, IWithTimers
 {
@@ -32,6 +33,7 @@ public sealed class JournalGuardian : ReceiveActor, IWithTimers
 
     private Phase phase = Phase.Opening;
     private long session;
+    private Task<JournalSession>? opening;
     private JournalSession? current;
     private IActorRef journal = ActorRefs.Nobody;
     private Task closing = Task.CompletedTask;
@@ -107,11 +109,11 @@ public sealed class JournalGuardian : ReceiveActor, IWithTimers
     private void Open()
     {
         phase = Phase.Opening;
-        long opening = session = Interlocked.Increment(ref sessions);
+        long number = session = Interlocked.Increment(ref sessions);
         TimeSpan limit = settings.Journal.OpenTimeout;
-        Timers.StartSingleTimer(OpenTimer, new TooSlow(opening, "open", limit), limit);
-        OpenAfter(closing).PipeTo(
-            Self, success: opened => new Opened(opening, opened), failure: cause => new OpenFailed(opening, cause));
+        Timers.StartSingleTimer(OpenTimer, new TooSlow(number, "open", limit), limit);
+        opening = OpenAfter(closing);
+        opening.PipeTo(Self, success: opened => new Opened(number, opened), failure: cause => new OpenFailed(number, cause));
     }
 
     private async Task<JournalSession> OpenAfter(Task previous)
@@ -125,12 +127,11 @@ public sealed class JournalGuardian : ReceiveActor, IWithTimers
     {
         if (opened.Session != session)
         {
-            // Too late; somebody else may be waiting for its lock.
-            Task released = opened.Journal.DisposeAsync().AsTask();
-            closing = Task.WhenAll(closing, released);
+            // Too late: it was released when it was given up.
             return;
         }
 
+        opening = null;
         current = opened.Journal;
         journal = current.Start(
             PatchJournal.Props(kernelId, Self, session, openTransactions.ToImmutableHashSet(), settings.Journal.SnapshotEvery),
@@ -321,10 +322,29 @@ public sealed class JournalGuardian : ReceiveActor, IWithTimers
     private void Release()
     {
         journal = ActorRefs.Nobody;
+        if (opening is { } pending)
+        {
+            opening = null;
+            closing = Task.WhenAll(closing, DisposeWhenOpened(pending));
+        }
+
         if (current is { } ended)
         {
             current = null;
             closing = Task.WhenAll(closing, ended.DisposeAsync().AsTask());
+        }
+    }
+
+    private static async Task DisposeWhenOpened(Task<JournalSession> pending)
+    {
+        try
+        {
+            JournalSession late = await pending.ConfigureAwait(false);
+            await late.DisposeAsync().ConfigureAwait(false);
+        }
+        catch (Exception)
+        {
+            // It did not open: there is nothing to give back, and why has been said or nobody wants to know any more.
         }
     }
 

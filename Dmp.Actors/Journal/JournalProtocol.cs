@@ -3,10 +3,10 @@ using System.Collections.Immutable;
 namespace Dmp.Actors.Journal;
 
 /// <summary>
-/// Messages of <see cref="JournalGuardian"/>, which stands for the patch journal whatever state that is in. Every request carries an
-/// id and gets exactly one answer with the same id: the one named for it, or <see cref="JournalFailed"/>, within the time that
-/// dmp.journal.answer-timeout sets (while the journal opens: dmp.journal.open-timeout). A positive answer to a request that stores
-/// something means that it is durable.
+/// Messages of <see cref="JournalGuardian"/>, which stands for the patch journal whatever state that is in. Every request
+/// carries an id and gets exactly one answer with the same id: the one named for it, or <see cref="JournalFailed"/>, within the
+/// time that dmp.journal.answer-timeout sets (while the journal opens: dmp.journal.open-timeout). A positive answer to a
+/// request that stores something means that it is durable.
 /// </summary>
 public static class JournalProtocol
 {
@@ -17,14 +17,15 @@ public static class JournalProtocol
         long RequestId { get; }
     }
 
-    /// <summary>Store that patches are about to be applied, all in one transaction. Answered with <see cref="Intended"/>; without that
-    /// answer none of them may be applied.</summary>
+    /// <summary>Store that patches are about to be applied, all in one transaction. Answered with <see cref="Intended"/>;
+    /// without that answer none of them may be applied.</summary>
     /// <param name="RequestId">Id of the request.</param>
     /// <param name="Patches">At least one; no two with the same offset.</param>
     public sealed record Intend(long RequestId, ImmutableArray<JournaledPatch> Patches) : IRequest;
 
     /// <summary>
-    /// Store what became of a transaction, or of a part of it. Answered with <see cref="Completed"/>. After <see cref="JournalFailed"/>
+    /// Store what became of a transaction, or of a part of it. Answered with <see cref="Completed"/>. After
+    /// <see cref="JournalFailed"/>
     /// because the journal is not available, the journal stores it when it is available again, if that is in the same run.
     /// </summary>
     /// <param name="RequestId">Id of the request.</param>
@@ -40,8 +41,8 @@ public static class JournalProtocol
     public sealed record AbortedPatch(long Offset, string Reason);
 
     /// <summary>
-    /// Store facts, all or none. Answered with <see cref="Recorded"/>. What the journal knows already is not stored again; facts about
-    /// patches that it never had are passed over. After <see cref="JournalFailed"/>: as with <see cref="Complete"/>.
+    /// Store facts, all or none. Answered with <see cref="Recorded"/>. What the journal knows already is not stored again;
+    /// facts about patches that it never had are passed over. After <see cref="JournalFailed"/>: as with <see cref="Complete"/>.
     /// </summary>
     /// <param name="RequestId">Id of the request.</param>
     /// <param name="Facts">Refusals, reverts, mismatches, retirements, observations.</param>
@@ -89,8 +90,8 @@ public static class JournalProtocol
     /// <param name="Journal">What it holds.</param>
     public sealed record BecameAvailable(JournalState Journal);
 
-    /// <summary>To the parent, unasked: the journal cannot be used now, or still not and for another reason. The first reason of an outage
-    /// has been logged.</summary>
+    /// <summary>To the parent, unasked: the journal cannot be used now, or still not and for another reason. The first reason
+    /// of an outage has been logged.</summary>
     /// <param name="Reason">One line: what, why, what to do.</param>
     public sealed record BecameUnavailable(string Reason);
 }

@@ -11,12 +11,13 @@ namespace Dmp.Actors.Journal;
 /// <summary>Reads a journal that no machine uses.</summary>
 public static class JournalReader
 {
-    /// <summary>Reads everything. Changes nothing: what an unfinished transaction left open is shown as the next run will resolve it.</summary>
+    /// <summary>Reads everything. Changes nothing: what an unfinished transaction left open is shown as the next run will
+    /// resolve it.</summary>
     /// <param name="connection">Where the journal is.</param>
     /// <param name="settings">The settings file.</param>
     /// <returns>By kernel id, in alphabetical order.</returns>
-    /// <exception cref="UnusableInputException">There is none, a machine uses it (an SQLite file; a server can be read at any time), or it
-    /// cannot be read: one line that says what to do.</exception>
+    /// <exception cref="UnusableInputException">There is none, a machine uses it (an SQLite file; a server can be read at any
+    /// time), or it cannot be read: one line that says what to do.</exception>
     public static async Task<ImmutableSortedDictionary<string, JournalState>> ReadAsync(
         JournalConnection connection, ControlSettings settings)
     {

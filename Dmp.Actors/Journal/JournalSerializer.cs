@@ -4,8 +4,8 @@ using Akka.Serialization;
 namespace Dmp.Actors.Journal;
 
 /// <summary>
-/// Brings events and snapshots of the patch journal into the database and back, as protobuf with manifests of two letters. Bound in
-/// akka.hocon, with an identifier that is stored beside every event and so must never change.
+/// Brings events and snapshots of the patch journal into the database and back, as protobuf with manifests of two letters.
+/// Bound in akka.hocon, with an identifier that is stored beside every event and so must never change.
 /// </summary>
 /// <param name="system">The actor system.</param>
 public sealed class JournalSerializer(ExtendedActorSystem system) : SerializerWithStringManifest(system)

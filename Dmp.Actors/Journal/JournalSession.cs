@@ -8,9 +8,10 @@ using Npgsql;
 namespace Dmp.Actors.Journal;
 
 /// <summary>
-/// A journal that is open: its lock, and an actor system of its own that keeps it. The plugins of Akka.Persistence live as long as
-/// their actor system, take their connection from its configuration, restart without end when they cannot initialize, and log every
-/// failure with its stack trace. With a system to each session a journal that failed is given up completely and opened anew.
+/// A journal that is open: its lock, and an actor system of its own that keeps it. The plugins of Akka.Persistence live as long
+/// as their actor system, take their connection from its configuration, restart without end when they cannot initialize, and
+/// log every failure with its stack trace. With a system to each session a journal that failed is given up completely and
+/// opened anew.
 /// </summary>
 internal sealed class JournalSession : IAsyncDisposable
 {
@@ -35,24 +36,28 @@ internal sealed class JournalSession : IAsyncDisposable
     /// <param name="kernelId">The kernel whose patches are to be written; null to write none.</param>
     /// <param name="settings">The settings file.</param>
     /// <exception cref="Exception">As <see cref="JournalStore.Open(JournalConnection, string?)"/>.</exception>
-    public static Task<JournalSession> OpenAsync(JournalConnection connection, string? kernelId, ControlSettings settings) => Task.Run(() =>
+    public static Task<JournalSession> OpenAsync(JournalConnection connection, string? kernelId, ControlSettings settings) =>
+        Task.Run(() => Open(connection, kernelId, settings));
+
+    private static JournalSession Open(JournalConnection connection, string? kernelId, ControlSettings settings)
     {
         JournalStore store = JournalStore.Open(connection, kernelId);
         try
         {
-            return new JournalSession(store, connection, ActorSystem.Create("dmp-journal", JournalConfiguration.For(connection, settings)));
+            var system = ActorSystem.Create("dmp-journal", JournalConfiguration.For(connection, settings));
+            return new JournalSession(store, connection, system);
         }
         catch
         {
             store.Dispose();
             throw;
         }
-    });
+    }
 
     /// <summary>Starts the journal's actor.</summary>
     /// <param name="props">How.</param>
-    /// <param name="owner">Is told <see cref="PluginFailed"/> when a plugin logs an error: one that cannot initialize says so nowhere
-    /// else, and tries again without end.</param>
+    /// <param name="owner">Is told <see cref="PluginFailed"/> when a plugin logs an error: one that cannot initialize says so
+    /// nowhere else, and tries again without end.</param>
     /// <param name="number">The owner's number of this session.</param>
     public IActorRef Start(Props props, IActorRef owner, long number)
     {
@@ -61,7 +66,8 @@ internal sealed class JournalSession : IAsyncDisposable
         return System.ActorOf(props);
     }
 
-    /// <summary>Gives the database back, then the lock. What is being written is written or not; nothing of it was acknowledged.</summary>
+    /// <summary>Gives the database back, then the lock. What is being written is written or not; nothing of it was
+    /// acknowledged.</summary>
     public async ValueTask DisposeAsync()
     {
         try
@@ -106,7 +112,8 @@ internal sealed class JournalSession : IAsyncDisposable
     private sealed class ErrorListener : ReceiveActor
     {
         public ErrorListener(IActorRef owner, long number) => Receive<Error>(
-            error => error.Cause is not null && (error.LogClass == typeof(SqlWriteJournal) || error.LogClass == typeof(SqlSnapshotStore)),
+            error => error.Cause is not null
+                && (error.LogClass == typeof(SqlWriteJournal) || error.LogClass == typeof(SqlSnapshotStore)),
             error => owner.Tell(new PluginFailed(number, error.Cause)));
     }
 }

@@ -3,7 +3,8 @@ namespace Dmp.Actors.Journal;
 /// <summary>The dmp.journal part of akka.hocon.</summary>
 public sealed record JournalSettings
 {
-    /// <summary>Where the journal is kept when the command line does not say; empty for a file in the user's data folder.</summary>
+    /// <summary>Where the journal is kept when the command line does not say; empty for a file in the user's data
+    /// folder.</summary>
     public required string Connection { get; init; }
 
     /// <summary>How long the journal may take to open and to recover.</summary>

@@ -158,7 +158,9 @@ public sealed record JournalState
         var known = current.ToHashSet();
         ImmutableArray<JournaledPatch> applied =
         [
-            .. Entries.Values.Where(entry => entry.Status == PatchStatus.Applied && !IsDisabled(entry.Patch)).Select(entry => entry.Patch),
+            .. Entries.Values
+                .Where(entry => entry.Status == PatchStatus.Applied && !IsDisabled(entry.Patch))
+                .Select(entry => entry.Patch),
         ];
         return new ReplayPlan(
             [.. applied.Where(Fits)],
@@ -218,8 +220,8 @@ public sealed record JournalState
     /// <param name="transaction">The transaction.</param>
     public ImmutableArray<long> Open(long transaction) => [.. Entries.Keys.Where(offset => IsOpen(transaction, offset))];
 
-    /// <summary>The events that resolve intents whose fate nobody can tell any more. The guest's memory is gone with its VMM, and a new
-    /// guest has its original bytes, so they are aborted.</summary>
+    /// <summary>The events that resolve intents whose fate nobody can tell any more. The guest's memory is gone with its VMM,
+    /// and a new guest has its original bytes, so they are aborted.</summary>
     /// <param name="reason">Why.</param>
     /// <param name="stillOpen">Transactions that somebody will yet complete.</param>
     public ImmutableArray<JournalEvent.PatchAborted> Unresolved(string reason, IReadOnlySet<long> stillOpen) =>
@@ -303,15 +305,18 @@ public sealed record JournalState
     private JournalState ApplyPatches(JournalEvent.PatchApplied applied)
     {
         JournalState state = Resolve(applied.Transaction, applied.Offsets, PatchStatus.Applied, string.Empty);
-        foreach (JournalEntry now in applied.Offsets.Where(offset => IsOpen(applied.Transaction, offset)).Select(offset => state.Entries[offset]))
+        foreach (long offset in applied.Offsets.Where(offset => IsOpen(applied.Transaction, offset)))
         {
+            JournalEntry now = state.Entries[offset];
+
             // An older window of another shape over the same bytes cannot be in force any more, and must not be replayed.
-            var replaced = state.Entries.Values.Where(old => old.Status == PatchStatus.Applied && old.Patch.Offset != now.Patch.Offset
-                && old.Patch.Offset < now.Patch.End && now.Patch.Offset < old.Patch.End && old.Transaction != now.Transaction);
+            var replaced = state.Entries.Values.Where(old => old.Status == PatchStatus.Applied && old.Patch.Offset != offset
+                && old.Patch.Offset < now.Patch.End && offset < old.Patch.End && old.Transaction != now.Transaction);
             foreach (JournalEntry old in replaced)
             {
                 state = state.Change(
-                    old.Patch.Offset, entry => entry with { Status = PatchStatus.Reverted, Reason = "another window was patched instead" });
+                    old.Patch.Offset,
+                    entry => entry with { Status = PatchStatus.Reverted, Reason = "another window was patched instead" });
             }
         }
 

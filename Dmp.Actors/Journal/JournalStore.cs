@@ -24,8 +24,8 @@ internal sealed class JournalStore : IDisposable
 
     /// <summary>Opens a journal.</summary>
     /// <param name="connection">Where it is.</param>
-    /// <param name="kernelId">The kernel whose patches are to be written; null to write none. A file is locked in any case and as a
-    /// whole; a server can serve many machines, so that there only the kernel's part is locked.</param>
+    /// <param name="kernelId">The kernel whose patches are to be written; null to write none. A file is locked in any case and
+    /// as a whole; a server can serve many machines, so that there only the kernel's part is locked.</param>
     /// <exception cref="JournalInUseException">Somebody else uses it.</exception>
     /// <exception cref="JournalFormatException">It is something else.</exception>
     /// <exception cref="Exception">What the database or the file system throws; see <see cref="JournalFailure"/>.</exception>
@@ -63,10 +63,11 @@ internal sealed class JournalStore : IDisposable
     private static void Check(JournalConnection.SqliteFile file)
     {
         bool fresh = !File.Exists(file.Path) || new FileInfo(file.Path).Length == 0;
-        using var database = new SqliteConnection(new SqliteConnectionStringBuilder(JournalConfiguration.ConnectionString(file, pooled: false))
+        var text = new SqliteConnectionStringBuilder(JournalConfiguration.ConnectionString(file, pooled: false))
         {
             Mode = SqliteOpenMode.ReadWriteCreate,
-        }.ConnectionString);
+        };
+        using var database = new SqliteConnection(text.ConnectionString);
         database.Open();
         if (!fresh)
         {
@@ -117,7 +118,8 @@ internal sealed class JournalStore : IDisposable
     private static JournalStore Open(JournalConnection.PostgreSql server, string? kernelId)
     {
         // The lock is the session's: a connection of its own, held open, and never back into a pool with the lock on it.
-        var session = new NpgsqlConnection(new NpgsqlConnectionStringBuilder(server.ConnectionString) { Pooling = false }.ConnectionString);
+        var text = new NpgsqlConnectionStringBuilder(server.ConnectionString) { Pooling = false };
+        var session = new NpgsqlConnection(text.ConnectionString);
         try
         {
             session.Open();

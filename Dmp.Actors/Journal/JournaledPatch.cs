@@ -3,7 +3,8 @@ using Dmp.Kvm.Patching;
 
 namespace Dmp.Actors.Journal;
 
-/// <summary>A patch as the journal keeps it: it means the same in every run of the same kernel, wherever that was loaded.</summary>
+/// <summary>A patch as the journal keeps it: it means the same in every run of the same kernel, wherever that was
+/// loaded.</summary>
 /// <param name="Offset">Offset of the window from the kernel's base, in bytes; the patch's key.</param>
 /// <param name="Original">The guest's bytes in the window.</param>
 /// <param name="SiteOffset">Offset of the hot instruction from the kernel's base, in bytes; it lies in the window.</param>

@@ -6,8 +6,8 @@ using Microsoft.Win32.SafeHandles;
 namespace Dmp.Actors.Journal;
 
 /// <summary>
-/// An advisory lock that lives as long as its process at most: the kernel gives it back however the process ends. The file stays, for
-/// deleting it would let two processes lock two files of one name.
+/// An advisory lock that lives as long as its process at most: the kernel gives it back however the process ends. The file
+/// stays, for deleting it would let two processes lock two files of one name.
 /// </summary>
 internal sealed partial class LockFile : IDisposable
 {

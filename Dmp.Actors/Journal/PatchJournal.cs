@@ -47,11 +47,13 @@ public sealed class PatchJournal : UntypedPersistentActor
         return persistenceId.StartsWith(Prefix, StringComparison.Ordinal) ? persistenceId[Prefix.Length..] : null;
     }
 
-    /// <summary>How to create the journal of a kernel, in an actor system that <see cref="JournalConfiguration"/> has configured.</summary>
+    /// <summary>How to create the journal of a kernel, in an actor system that <see cref="JournalConfiguration"/> has
+    /// configured.</summary>
     /// <param name="kernelId">The kernel.</param>
     /// <param name="owner">Sends requests, and is told what becomes of the journal.</param>
     /// <param name="session">Number that the owner tells its journals apart by.</param>
-    /// <param name="stillOpen">Transactions that the owner will yet complete; all others that are open are aborted on recovery.</param>
+    /// <param name="stillOpen">Transactions that the owner will yet complete; all others that are open are aborted on
+    /// recovery.</param>
     /// <param name="snapshotEvery">Events between two snapshots; 0 for none.</param>
     internal static Props Props(
         string kernelId, IActorRef owner, long session, IReadOnlySet<long> stillOpen, int snapshotEvery) =>
@@ -143,7 +145,8 @@ public sealed class PatchJournal : UntypedPersistentActor
                 Reply(asked.Number, new State(get.RequestId, state));
                 break;
             default:
-                Reply(asked.Number, new JournalFailed(asked.Request.RequestId, $"the journal has no answer to {asked.Request.GetType().Name}"));
+                Reply(asked.Number, new JournalFailed(
+                    asked.Request.RequestId, $"the journal has no answer to {asked.Request.GetType().Name}"));
                 break;
         }
     }

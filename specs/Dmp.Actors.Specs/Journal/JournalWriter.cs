@@ -6,8 +6,8 @@ namespace Dmp.Actors.Specs.Journal;
 
 /// <summary>
 /// A process of its own that writes to a journal and says so line by line, to be killed, or to be run on a disk that is full.
-/// Arguments: the journal, the first patch's offset, the number of patches, and optionally a file that it deletes when the journal fails,
-/// to go on when that has helped.
+/// Arguments: the journal, the first patch's offset, the number of patches, and optionally a file that it deletes when the
+/// journal fails, to go on when that has helped.
 /// </summary>
 internal static class JournalWriter
 {

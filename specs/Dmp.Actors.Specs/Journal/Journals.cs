@@ -30,7 +30,8 @@ internal sealed class TemporaryFolder : IDisposable
     public void Dispose() => Directory.Delete(Path, recursive: true);
 }
 
-/// <summary>A journal's guardian in an actor system of its own, asked from outside as a machine's supervisor would ask it.</summary>
+/// <summary>A journal's guardian in an actor system of its own, asked from outside as a machine's supervisor would ask
+/// it.</summary>
 internal sealed class OpenJournal : IAsyncDisposable
 {
     // Generous: every answer has a limit of its own, and a spec that comes here has failed.

@@ -220,6 +220,16 @@ public sealed class PatchJournalSpecs : IDisposable
         Assert.Empty(await JournalReader.ReadAsync(JournalConnection.Parse(File), Settings.Shipped));
     }
 
+    [Fact(DisplayName = "A journal that is closed while it opens gives its lock back")]
+    public async Task Closed_while_opening()
+    {
+        await using var journal = new OpenJournal(File);
+        Task<object> state = journal.AskAsync(id => new GetState(id));
+        Assert.IsType<Closed>(await journal.AskAsync(id => new Close(id)));
+        Assert.IsType<JournalFailed>(await state);
+        Assert.True(JournalCheck.TryOpen(JournalConnection.Parse(File), out string message), message);
+    }
+
     [Fact(DisplayName = "Every request to a closed journal fails, and closing again is answered")]
     public async Task Closed_journal()
     {

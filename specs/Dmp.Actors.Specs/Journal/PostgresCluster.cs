@@ -2,7 +2,8 @@ using System.Diagnostics;
 
 namespace Dmp.Actors.Specs.Journal;
 
-/// <summary>A PostgreSQL server that one spec has to itself, to stop it when it likes. Listens on a socket in its own folder only.</summary>
+/// <summary>A PostgreSQL server that one spec has to itself, to stop it when it likes. Listens on a socket in its own folder
+/// only.</summary>
 internal sealed class PostgresCluster : IDisposable
 {
     private const string Installed = "/usr/lib/postgresql";

@@ -28,7 +28,8 @@ internal sealed class WriterProcess : IDisposable
         return new WriterProcess(new ProcessStartInfo(command[0], [.. command[1..], journal, Text(first), Text(count)]));
     }
 
-    /// <summary>Starts the writer in a mount namespace of its own: what is mounted there goes with the process, and nobody else sees it.</summary>
+    /// <summary>Starts the writer in a mount namespace of its own: what is mounted there goes with the process, and nobody else
+    /// sees it.</summary>
     /// <param name="prepare">Shell text that mounts; "$1" is the folder.</param>
     /// <param name="folder">The folder.</param>
     /// <param name="arguments">Of the writer.</param>
