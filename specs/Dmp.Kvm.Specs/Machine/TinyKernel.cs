@@ -32,7 +32,10 @@ internal static class TinyKernel
     private const int CodeOffset = 0x1000;
 
     /// <summary>A machine with such a kernel. Skips the spec where there is no KVM.</summary>
-    public static VirtualMachine Load(Action<Assembler> write)
+    /// <param name="write">Its code.</param>
+    /// <param name="patching">Whether its code may be patched. Implants are out of reach from <see cref="Entry"/>.</param>
+    /// <param name="audit">Whether the TLB is audited; then every return to user code is the VMM's.</param>
+    public static VirtualMachine Load(Action<Assembler> write, bool patching = false, bool audit = true)
     {
         Skip.IfNot(HasKvm(), "no /dev/kvm that this user can open");
         using var kernel = new KernelFile(Elf(Assemble(write)));
@@ -41,7 +44,8 @@ internal static class TinyKernel
             KernelPath = kernel.Path,
             MemoryBytes = MemoryBytes,
             DebugExitPort = DebugExitPort,
-            Audit = true,
+            Audit = audit,
+            Patching = patching,
         });
     }
 

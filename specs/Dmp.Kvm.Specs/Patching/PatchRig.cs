@@ -1,0 +1,296 @@
+using System.Runtime.InteropServices;
+using Dmp.Kvm.Cpu;
+using Dmp.Kvm.Devices;
+using Dmp.Kvm.Interop;
+using Dmp.Kvm.Machine;
+using Dmp.Kvm.Memory;
+using Dmp.Kvm.Patching;
+using Dmp.Kvm.Specs.Machine;
+using Dmp.Kvm.Specs.Memory;
+using Iced.Intel;
+
+namespace Dmp.Kvm.Specs.Patching;
+
+/// <summary>
+/// A machine on KVM whose only kernel code is what the spec writes to <see cref="Code"/>, within an implant's reach. It runs from any
+/// state until it comes to a mark: WBINVD, which traps and does nothing. Every exception handler and every interrupt handler is one.
+/// </summary>
+internal sealed class PatchRig : IDisposable
+{
+    internal const ulong Code = 0xFFFF_FFFF_8100_0000;
+    internal const int CodePages = 4;
+
+    /// <summary>Nothing is mapped before and behind.</summary>
+    internal const ulong Stack = 0xFFFF_FFFF_8200_0000;
+    internal const int StackBytes = 2 * Paging.PageSize;
+
+    /// <summary>User code: a mark, and nothing else.</summary>
+    internal const ulong User = 0x40_0000;
+
+    /// <summary>A supervisor page of the low half, another frame in the address spaces of odd PCIDs.</summary>
+    internal const ulong OwnPage = 0x80_0000;
+
+    internal const ulong Handlers = System + 0x4000;
+    internal const byte InterruptVector = 0x60;
+    internal const ushort KernelCode = 0x10;
+    internal const ushort KernelData = 0x18;
+
+    /// <summary>WBINVD.</summary>
+    internal static readonly byte[] Mark = [0x0F, 0x09];
+
+    private const ulong System = 0xFFFF_FFFF_8300_0000;
+    private const ulong Idt = System + 0x1000;
+    private const ulong Tss = System + 0x2000;
+    private const ulong ExceptionStack = System + 0x4000;
+    private const int ExceptionStackBytes = 256;
+    private const int FrameBytes = 5 * sizeof(ulong);
+    private const int SystemPages = 6;
+    private const int HandlerSize = 16;
+    private const ulong CodeFrames = 0x80_0000;
+    private const ulong StackFrames = 0xA0_0000;
+    private const ulong SystemFrames = 0xC0_0000;
+    private const ulong UserFrame = 0xE0_0000;
+    private const ulong OwnFrames = 0x100_0000;
+    private const ulong OtherRoot = 0x120_0000;
+    private const ulong OtherTables = OtherRoot + Paging.PageSize;
+    private const ulong Leaf = (ulong)(PageEntry.Present | PageEntry.Writable | PageEntry.Accessed | PageEntry.Dirty);
+    private const ulong KernelBits = (ulong)PageEntry.Global;
+    private const ulong UserBit = (ulong)PageEntry.User;
+
+    private readonly VirtualMachine machine;
+    private readonly Vcpu vcpu;
+    private readonly LocalApic apic;
+    private readonly HashSet<ulong> marks = [];
+    private GuestResult? result;
+
+    internal PatchRig(bool patching, ReadOnlySpan<byte> code, IEnumerable<ulong> marks)
+    {
+        machine = TinyKernel.Load(a => a.PowerOff(), patching, audit: false);
+        vcpu = machine.InternalVcpus[0];
+        apic = machine.Shared.Chipset.LocalApics[0];
+        this.marks.UnionWith(marks);
+        MapMemory();
+        WriteSystem();
+        code.CopyTo(Bytes(Code, CodePages * Paging.PageSize));
+        Mark.CopyTo(Bytes(User, Mark.Length));
+        _ = this.marks.Add(User);
+
+        const ulong SpuriousVector = 0xF0;
+        apic.Write(SpuriousVector, sizeof(uint), 0x1FF);
+        vcpu.BeforeEmulation = NoteMark;
+    }
+
+    internal VirtualMachine Machine => machine;
+
+    internal Vcpu Vcpu => vcpu;
+
+    internal CpuState State => vcpu.State;
+
+    internal ref KvmRegs Registers => ref vcpu.Registers.Regs;
+
+    internal PatchEngine Engine => (PatchEngine)machine.Patching!;
+
+    /// <summary>Instructions that were emulated, marks included.</summary>
+    internal long Emulations { get; private set; }
+
+    /// <summary>CR3 of a PCID: even and odd ones differ in what is at <see cref="OwnPage"/>.</summary>
+    internal static ulong Root(int pcid) => (pcid % 2 == 0 ? GuestTables.Root : OtherRoot) | (uint)pcid;
+
+    /// <summary>Handler of a vector.</summary>
+    internal static ulong Handler(int vector) => Handlers + (ulong)(vector * HandlerSize);
+
+    /// <summary>Guest memory of the rig.</summary>
+    internal Span<byte> Bytes(ulong address, int length) => machine.Shared.Memory.Slice(
+        new GuestPhysicalAddress(address switch
+        {
+            >= System => SystemFrames + (address - System),
+            >= Stack => StackFrames + (address - Stack),
+            >= Code => CodeFrames + (address - Code),
+            _ => UserFrame + (address - User),
+        }),
+        length);
+
+    internal ref ulong Word(ulong address) => ref MemoryMarshal.AsRef<ulong>(Bytes(address, sizeof(ulong)));
+
+    /// <summary>Plans, prepares and applies the patch of a site.</summary>
+    internal PatchPlan Patch(ulong site)
+    {
+        PatchPlan plan = Assert.IsType<PlanResult.Planned>(Engine.Plan(site, ExitKind.Privileged)).Plan;
+        PreparedPatch? prepared = Engine.Prepare(plan, out string reason);
+        Assert.True(prepared is not null, reason);
+        Assert.True(Engine.TryApply(prepared, out reason), reason);
+        return plan;
+    }
+
+    /// <summary>Runs from a state to the first mark.</summary>
+    internal GuestResult Run(GuestState state)
+    {
+        Load(state);
+        result = null;
+        VcpuStop stop = vcpu.Run();
+        Assert.True(stop is VcpuStop.Paused, stop.ToString());
+        Assert.NotNull(result);
+        return result;
+    }
+
+    /// <summary>Makes an interrupt pending.</summary>
+    internal void Interrupt(byte vector = InterruptVector) =>
+        Assert.True(apic.Accept(new InterruptMessage(0, false, DeliveryMode.Fixed, vector, false)));
+
+    public void Dispose() => machine.Dispose();
+
+    private void Load(GuestState state)
+    {
+        const ulong EndOfInterrupt = 0xB0;
+        ref KvmRegs regs = ref Registers;
+        regs = default;
+        for (int index = 0; index < GuestState.GeneralRegisters; index++)
+        {
+            GuestState.General64(ref regs, index) = state.General[index];
+        }
+
+        regs.Rip = state.Rip;
+        regs.Rflags = (ulong)Rflags.AlwaysOne | state.Flags;
+        vcpu.Registers.Sregs.Gs.Base = state.GsBase;
+        vcpu.Registers.Sregs.Fs.Base = state.FsBase;
+        State.Cpl = 0;
+        State.InterruptFlag = state.InterruptFlag;
+        State.IoPrivilege = state.IoPrivilege;
+        State.Cr2 = state.Cr2;
+        State.Cr3 = state.Cr3 == 0 ? State.Cr3 : state.Cr3;
+        State.Dr6 = (ulong)Dr6.Fixed;
+        State.CodeSelector = state.CodeSelector;
+        State.StackSelector = state.StackSelector;
+        State.KernelGsBase = state.KernelGsBase;
+        State.Star = state.Star;
+        new Random(state.MemorySeed).NextBytes(Bytes(Stack, StackBytes));
+        Bytes(ExceptionStack - ExceptionStackBytes, ExceptionStackBytes).Clear();
+        foreach ((ulong address, ulong value) in state.Memory)
+        {
+            MemoryMarshal.Write(Bytes(address, sizeof(ulong)), in value);
+        }
+
+        do
+        {
+            apic.Write(EndOfInterrupt, sizeof(uint), 0);
+        }
+        while (apic.TryAcknowledge(out _));
+        if (state.Pending)
+        {
+            Interrupt();
+        }
+    }
+
+    private void NoteMark()
+    {
+        Emulations++;
+        if (result is null && marks.Contains(Registers.Rip))
+        {
+            result = Capture();
+            vcpu.RequestPause();
+        }
+    }
+
+    private GuestResult Capture()
+    {
+        ref KvmRegs regs = ref Registers;
+        GuestResult captured = new();
+        for (int index = 0; index < GuestState.GeneralRegisters; index++)
+        {
+            captured.Note(GuestState.Names[index], GuestState.General64(ref regs, index));
+        }
+
+        captured.Note("rip", regs.Rip);
+        captured.Note("flags", regs.Rflags & (ulong)Rflags.UserChangeable);
+        captured.Note("if", State.InterruptFlag ? 1UL : 0);
+        captured.Note("iopl", State.IoPrivilege);
+        captured.Note("cpl", (ulong)State.Cpl);
+        captured.Note("cr2", State.Cr2);
+        captured.Note("cr3", State.Cr3);
+        captured.Note("dr6", State.Dr6);
+        captured.Note("cs", State.CodeSelector);
+        captured.Note("ss", State.StackSelector);
+        captured.Note("kernel gs base", State.KernelGsBase);
+        captured.Note("gs base", vcpu.Registers.Sregs.Gs.Base);
+        captured.Note("fs base", vcpu.Registers.Sregs.Fs.Base);
+        captured.Note("interrupt pending", apic.HasInterrupt ? 1UL : 0);
+        captured.FaultedAt = Word(ExceptionStack - FrameBytes);
+        captured.NoteMemory(Stack, Bytes(Stack, StackBytes));
+        captured.NoteMemory(ExceptionStack - ExceptionStackBytes, Bytes(ExceptionStack - ExceptionStackBytes, ExceptionStackBytes));
+        return captured;
+    }
+
+    private void MapMemory()
+    {
+        GuestTables tables = new(machine.Shared.Memory);
+        Map(tables, Code, CodeFrames, CodePages, KernelBits);
+        Map(tables, Stack, StackFrames, StackBytes / Paging.PageSize, KernelBits);
+        Map(tables, System, SystemFrames, SystemPages, KernelBits);
+        Map(tables, User, UserFrame, 1, UserBit);
+        Map(tables, OwnPage, OwnFrames, 1, 0);
+
+        // The other address space: the same kernel half and user page, another frame at OwnPage.
+        GuestMemory memory = machine.Shared.Memory;
+        memory.Slice(new(GuestTables.Root), Paging.PageSize).CopyTo(memory.Slice(new(OtherRoot), Paging.PageSize));
+        for (int level = 3; level >= 1; level--)
+        {
+            ulong copy = OtherTables + ((ulong)(3 - level) * Paging.PageSize);
+            ulong table = tables.Entry(OwnPage, level + 1) & Paging.FrameMask;
+            memory.Slice(new(table), Paging.PageSize).CopyTo(memory.Slice(new(copy), Paging.PageSize));
+            ulong parent = level == 3 ? OtherRoot : copy - Paging.PageSize;
+            memory.Word(new(parent + ((ulong)Paging.Index(OwnPage, level + 1) * Paging.EntrySize))) = copy | GuestTables.TableBits;
+        }
+
+        ulong last = OtherTables + (2UL * Paging.PageSize);
+        memory.Word(new(last + ((ulong)Paging.Index(OwnPage, 1) * Paging.EntrySize))) = (OwnFrames + Paging.PageSize) | Leaf;
+        memory.Word(new(OwnFrames)) = 0;
+        memory.Word(new(OwnFrames + Paging.PageSize)) = 1;
+        State.Cr3 = GuestTables.Root;
+    }
+
+    private static void Map(GuestTables tables, ulong address, ulong frames, int pages, ulong more)
+    {
+        for (int page = 0; page < pages; page++)
+        {
+            ulong offset = (ulong)page * Paging.PageSize;
+            tables.Map(address + offset, 1, (frames + offset) | Leaf | more);
+        }
+    }
+
+    private void WriteSystem()
+    {
+        const int InterruptStackTable = 36;
+        const int Rsp0 = 4;
+        Word(System + 0x10) = 0x00AF_9B00_0000_FFFF;
+        Word(System + 0x18) = 0x00CF_9300_0000_FFFF;
+        Word(System + 0x20) = 0x00CF_FB00_0000_FFFF;
+        Word(System + 0x28) = 0x00CF_F300_0000_FFFF;
+        Word(System + 0x30) = 0x00AF_FB00_0000_FFFF;
+        State.GdtBase = System;
+        State.GdtLimit = 0x7F;
+        State.IdtBase = Idt;
+        State.IdtLimit = 0xFFF;
+        State.TaskBase = Tss;
+        State.TaskLimit = 0x67;
+        State.Efer |= Efer.SystemCall;
+        State.Cr4 |= Cr4.Pcid | Cr4.PageGlobal;
+        Word(Tss + InterruptStackTable) = ExceptionStack;
+        MemoryMarshal.Write(Bytes(Tss + Rsp0, sizeof(ulong)), Stack + 0x800);
+        for (int vector = 0; vector < 256; vector++)
+        {
+            // Exceptions have a stack of their own, for the guest's may be what they are about.
+            SetGate(vector, Handler(vector), stackTable: vector < 32 ? 1 : 0);
+            Mark.CopyTo(Bytes(Handler(vector), Mark.Length));
+            _ = marks.Add(Handler(vector));
+        }
+    }
+
+    /// <summary>An interrupt gate.</summary>
+    internal void SetGate(int vector, ulong target, int stackTable)
+    {
+        const ulong Present = 0x8E00UL << 32;
+        ulong gate = Idt + (ulong)(vector * 16);
+        Word(gate) = (target & 0xFFFF) | ((ulong)KernelCode << 16) | ((ulong)stackTable << 32) | Present | ((target & 0xFFFF_0000) << 32);
+        Word(gate + 8) = target >> 32;
+    }
+}

@@ -1,0 +1,141 @@
+using System.Collections.Immutable;
+using Dmp.Kvm.Cpu;
+using Dmp.Kvm.Patching;
+using Iced.Intel;
+using static Iced.Intel.AssemblerRegisters;
+
+namespace Dmp.Kvm.Specs.Patching;
+
+/// <summary>Instructions that a template replaces, and the states in which it has something to decide.</summary>
+internal sealed class TemplateCase
+{
+    /// <summary>Where IRETQ goes when all is well; a mark.</summary>
+    internal const ulong Landing = PatchRig.Code + 0x3000;
+
+    private const ushort UserCode = 0x33;
+    private const ushort UserData = 0x2B;
+    private const ushort CompatibilityCode = 0x23;
+    private const ulong NonCanonical = 0x0001_2345_6789_0000;
+
+    /// <summary>The template's name.</summary>
+    internal required string Template { get; init; }
+
+    /// <summary>Each a piece of code of its own.</summary>
+    internal required ImmutableArray<Action<Assembler>> Instructions { get; init; }
+
+    /// <summary>Makes a state one that matters; the second argument is drawn from.</summary>
+    internal Action<GuestState, Random> Arrange { get; init; } = (_, _) => { };
+
+    /// <summary>Words of guest memory that the template may change where the original does not.</summary>
+    internal Func<GuestState, GuestResult, IReadOnlyCollection<ulong>> Dead { get; init; } = (_, _) => [];
+
+    /// <summary>Control does not come out behind the instruction.</summary>
+    internal bool Leaves { get; init; }
+
+    /// <summary>A new template needs an entry here.</summary>
+    internal static ImmutableArray<TemplateCase> All { get; } =
+    [
+        new() { Template = "cli", Instructions = [a => a.cli()] },
+        new() { Template = "sti", Instructions = [a => a.sti()] },
+        new() { Template = "pushf", Instructions = [a => a.pushfq()] },
+        new() { Template = "popf", Instructions = [a => a.popfq()], Arrange = PutFlagsOnStack },
+        new() { Template = "swapgs", Instructions = [a => a.swapgs()] },
+        new()
+        {
+            Template = "read-control",
+            Instructions = [.. Registers64().SelectMany(r => new Action<Assembler>[] { a => a.mov(r, cr2), a => a.mov(r, cr3) })],
+        },
+        new()
+        {
+            Template = "read-selector",
+            Instructions =
+            [
+                a => a.mov(eax, cs), a => a.mov(ecx, ss), a => a.mov(r9d, cs), a => a.mov(ebp, ss), a => a.mov(r15, cs),
+                a => a.mov(rdx, ss), a => a.mov(ax, cs), a => a.mov(r12w, ss), a => a.mov(cx, ss), a => a.mov(rax, ss),
+            ],
+            Arrange = (state, random) =>
+            {
+                state.CodeSelector = (ushort)random.Next(0x10000);
+                state.StackSelector = (ushort)random.Next(0x10000);
+            },
+        },
+        new()
+        {
+            Template = "iret",
+            Instructions = [a => a.iretq()],
+            Arrange = PutFrameOnStack,
+            Leaves = true,
+
+            // Of a frame that was popped nobody reads the selectors again: they lie below the stack pointer's life.
+            Dead = (state, result) => result.FaultedAt == state.Rip
+                ? []
+                : [state.General[GuestState.Rsp] + 8, state.General[GuestState.Rsp] + 32],
+        },
+        new() { Template = "sysret", Instructions = [a => a.sysretq()], Arrange = PutReturnInRegisters, Leaves = true },
+        new()
+        {
+            Template = "write-root",
+            Instructions =
+            [
+                .. new[] { rax, rcx, rdx, rbx, rdi, r8, r11, r15 }.Select(r => (Action<Assembler>)(a =>
+                {
+                    a.mov(cr3, r);
+                    a.mov(rsi, __qword_ptr[(long)PatchRig.OwnPage]);
+                })),
+            ],
+            Arrange = (state, random) =>
+            {
+                const ulong KeepEntries = 1UL << 63;
+
+                // All registers, for any of them may be the one; RSP cannot be.
+                for (int index = 0; index < GuestState.GeneralRegisters; index++)
+                {
+                    if (index != GuestState.Rsp)
+                    {
+                        state.General[index] = PatchRig.Root(random.Next(10)) | (random.Next(4) == 0 ? 0 : KeepEntries);
+                    }
+                }
+            },
+        },
+    ];
+
+    private static IEnumerable<AssemblerRegister64> Registers64() =>
+        [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15];
+
+    private static void PutFlagsOnStack(GuestState state, Random random) =>
+        state.Memory.Add((state.General[GuestState.Rsp], GuestState.FlagsImage(random)));
+
+    private static void PutFrameOnStack(GuestState state, Random random)
+    {
+        // A processor that single-steps an IRETQ traps behind it; the emulated one and the gate do not.
+        state.Flags &= ~(ulong)Rflags.Trap;
+        state.Pending = random.Next(3) == 0;
+        bool user = random.Next(3) == 0;
+        ulong rip = Often(random, user ? PatchRig.User : Landing, NonCanonical, PatchRig.Code - 0x1000, user ? Landing : PatchRig.User);
+        ulong code = Often(random, user ? UserCode : PatchRig.KernelCode, 0, UserCode, CompatibilityCode, 0x78, 0x1F0, PatchRig.KernelData, 0x11);
+        ulong stack = Often(random, user ? UserData : PatchRig.KernelData, 0, UserData, PatchRig.KernelCode, 0x78, 0x1F3, 0x19);
+        state.StackSelector = random.Next(8) == 0 ? (ushort)0 : PatchRig.KernelData;
+        ulong dirt = random.Next(10) == 0 ? GuestState.Word(random) << 16 : 0;
+        ulong frame = state.General[GuestState.Rsp];
+        state.Memory.AddRange(
+        [
+            (frame, rip),
+            (frame + 8, code | (random.Next(2) == 0 ? dirt : 0)),
+            (frame + 16, GuestState.FlagsImage(random)),
+            (frame + 24, PatchRig.Stack + (ulong)random.Next(0x100, PatchRig.StackBytes - 0x100)),
+            (frame + 32, stack | (random.Next(2) == 0 ? dirt : 0)),
+        ]);
+    }
+
+    private static void PutReturnInRegisters(GuestState state, Random random)
+    {
+        const ulong LinuxStar = 0x0023_0010UL << 32;
+        state.Pending = random.Next(3) == 0;
+        state.General[GuestState.Rcx] = Often(random, PatchRig.User, NonCanonical, Landing, PatchRig.User + 0x1000, 0x0000_8000_0000_0000);
+        state.General[GuestState.R11] = GuestState.FlagsImage(random);
+        state.Star = Often(random, LinuxStar, 0x0013_0010UL << 32, 0x0020_0010UL << 32);
+    }
+
+    private static ulong Often(Random random, ulong usual, params ReadOnlySpan<ulong> others) =>
+        random.Next(3) != 0 ? usual : others[random.Next(others.Length)];
+}
