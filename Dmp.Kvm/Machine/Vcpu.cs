@@ -451,6 +451,9 @@ internal sealed class Vcpu : IVcpu, IDisposable
         {
             case Outcome.Done:
                 kvm.Regs.Rip = instruction.NextIP;
+
+                // The trap that brought us here has set it; an instruction that is over has cleared it (AMD APM vol. 2, 3.1.6).
+                kvm.Regs.Rflags &= ~(ulong)Rflags.Resume;
                 interruptShadow = instruction.Mnemonic == Mnemonic.Sti && ReliesOnShadow(instruction.NextIP);
                 return SingleStepped();
             case Outcome.Jumped:
