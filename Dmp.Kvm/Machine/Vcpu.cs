@@ -496,7 +496,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
     private VcpuStop? Debug()
     {
         ref KvmRegs regs = ref kvm.Regs;
-        if (implant is { Point: ImplantPoint.Inner } or { Offset: 0 })
+        if (implant is { Point: ImplantPoint.Inner or ImplantPoint.Emulate } or { Offset: 0 })
         {
             // The guest single-steps, and its instruction is not over yet: the jump to the implant is, or a part of a template.
             Exits.Count(ExitKind.GuestFault, GuestRip);

@@ -18,7 +18,9 @@ internal enum ImplantPoint : byte
     /// <summary>Exactly before a guest instruction in the shadow of an STI: faults are the guest's, but nothing is delivered.</summary>
     Shadowed,
 
-    /// <summary>Exactly before a guest instruction that the VMM is to emulate: a trap stands here.</summary>
+    /// <summary>
+    /// A trap behind the beginning of a template, with everything as it was there: the VMM is to emulate the guest instruction.
+    /// </summary>
     Emulate,
 }
 
@@ -155,6 +157,12 @@ internal sealed class ImplantAssembler
     {
         NotePoints();
         assembler.hlt();
+        if (atStart)
+        {
+            // The trap is all that there is: it stands for the instruction itself.
+            return;
+        }
+
         points.Add(new ImplantAddress(0, guestAddress, ImplantPoint.Emulate, RegistersSaved: false));
     }
 
