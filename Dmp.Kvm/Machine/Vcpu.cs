@@ -249,8 +249,14 @@ internal sealed class Vcpu : IVcpu, IDisposable
             kvm.Regs.Rip = implants.RealAddress(kvm.Regs.Rip);
         }
 
-        real.Load(state, tlb.Root(state.UserMode), faults.Stepping);
+        real.Load(state, tlb.Root(state.UserMode && !InsideTemplate), faults.Stepping);
     }
+
+    /// <summary>
+    /// Whether the guest stopped with the kernel view loaded. An implant that returns to user code enters user mode before its gate loads
+    /// the user view: a guest that single-steps stops in between.
+    /// </summary>
+    private bool IsInKernelView => kvm.Sregs.Cr3 == tlb.Root(userView: false);
 
     /// <summary>Whether the vCPU stands between two instructions of a template.</summary>
     private bool InsideTemplate => implant is { Point: ImplantPoint.Inner };
@@ -314,7 +320,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
         uint error = (uint)machine.Monitor.Word(frameOffset - sizeof(ulong));
         ExceptionVector vector = (ExceptionVector)port;
         implant = null;
-        if (!state.UserMode)
+        if (!state.UserMode || IsInKernelView)
         {
             LeaveImplant();
         }
