@@ -15,6 +15,10 @@ namespace Dmp.Kvm.Patching.Templates;
 /// mov [Scratch1], rcx
 /// mov rax, [rsp]                  ; RIP
 /// mov rcx, [rsp + 32]             ; SS
+/// lahf
+/// seto al
+/// mov [Scratch2], rax
+/// mov rax, [rsp]
 /// mov rcx, [rsp + 8]              ; CS
 /// cmp ecx, 33h
 /// je user
@@ -49,11 +53,14 @@ namespace Dmp.Kvm.Patching.Templates;
 /// test rcx, rcx
 /// jz emulate
 /// ...                             ; the frame goes to the vCPU's page, and through the gate
-/// emulate: mov rcx, [Scratch1]
+/// emulate: mov rax, [Scratch2]
+/// add al, 7Fh
+/// sahf
+/// mov rcx, [Scratch1]
 /// mov rax, [Scratch0]
 /// hlt
 /// </code>
-/// The flags are free to change until IRETQ loads them; where the VMM emulates, it loads them too.
+/// The flags are free to change until IRETQ loads them; where the VMM emulates, IRETQ may fault, and then they are seen.
 /// </summary>
 internal sealed class InterruptReturn : ImplantTemplate
 {
@@ -67,7 +74,7 @@ internal sealed class InterruptReturn : ImplantTemplate
     internal override string Name => "iret";
 
     /// <inheritdoc/>
-    internal override int Version => 1;
+    internal override int Version => 2;
 
     /// <inheritdoc/>
     internal override bool Matches(in Instruction instruction, in TemplateHost host) => instruction.Mnemonic == Mnemonic.Iretq;
@@ -84,6 +91,8 @@ internal sealed class InterruptReturn : ImplantTemplate
         // Its first and its last word prove that all of the frame can be read, before the flags change.
         asm.mov(rax, __qword_ptr[rsp]);
         asm.mov(rcx, __qword_ptr[rsp + StackOffset]);
+        code.SaveFlags();
+        asm.mov(rax, __qword_ptr[rsp]);
         asm.mov(rcx, __qword_ptr[rsp + CodeOffset]);
         asm.cmp(ecx, MonitorSegments.UserCodeSelector);
         asm.je(user);
@@ -112,6 +121,7 @@ internal sealed class InterruptReturn : ImplantTemplate
         asm.Label(ref user);
         EmitUser(code, emulate);
         asm.Label(ref emulate);
+        code.RestoreFlags();
         code.Restore();
         code.Emulate();
     }

@@ -11,6 +11,9 @@ namespace Dmp.Kvm.Patching.Templates;
 /// <code>
 /// mov [Scratch0], rax
 /// mov [Scratch1], rcx
+/// lahf
+/// seto al
+/// mov [Scratch2], rax
 /// mov rax, rcx
 /// shr rax, 47                     ; bits 47 to 63 of RIP are clear
 /// jnz emulate
@@ -23,7 +26,10 @@ namespace Dmp.Kvm.Patching.Templates;
 /// mov rax, r11
 /// and eax, 3C7FD7h
 /// ...                             ; the frame goes to the vCPU's page, and through the gate
-/// emulate: mov rcx, [Scratch1]
+/// emulate: mov rax, [Scratch2]     ; the original may fault, and its flags are seen
+/// add al, 7Fh
+/// sahf
+/// mov rcx, [Scratch1]
 /// mov rax, [Scratch0]
 /// hlt
 /// </code>
@@ -39,6 +45,9 @@ internal sealed class SystemReturn : ImplantTemplate
     internal override string Name => "sysret";
 
     /// <inheritdoc/>
+    internal override int Version => 2;
+
+    /// <inheritdoc/>
     internal override bool Matches(in Instruction instruction, in TemplateHost host) => instruction.Mnemonic == Mnemonic.Sysretq;
 
     /// <inheritdoc/>
@@ -47,6 +56,7 @@ internal sealed class SystemReturn : ImplantTemplate
         Assembler asm = code.Asm;
         Label emulate = asm.CreateLabel();
         code.Save();
+        code.SaveFlags();
         asm.mov(rax, rcx);
         asm.shr(rax, CanonicalShift);
         asm.jne(emulate);
@@ -64,6 +74,7 @@ internal sealed class SystemReturn : ImplantTemplate
         code.Store(VcpuPageField.ReturnRsp, rsp);
         code.ReturnToUser();
         asm.Label(ref emulate);
+        code.RestoreFlags();
         code.Restore();
         code.Emulate();
     }
