@@ -119,6 +119,7 @@ internal sealed class ImplantAssembler
         assembler.mov(ecx, (int)Rflags.Interrupt);
         assembler.Label(ref set);
         Store(VcpuPageField.InterruptFlag, rcx);
+        Store(VcpuPageField.IoPrivilege, 0);
         assembler.or(eax, (int)Rflags.Interrupt);
         Store(VcpuPageField.ReturnFlags, rax);
     }

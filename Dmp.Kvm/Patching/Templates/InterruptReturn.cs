@@ -39,6 +39,7 @@ namespace Dmp.Kvm.Patching.Templates;
 /// test rcx, rcx
 /// jnz emulate
 /// set: mov [InterruptFlag], rax
+/// mov qword [IoPrivilege], 0
 /// mov dword [rsp + 8], 33h
 /// mov dword [rsp + 32], 2Bh
 /// mov rcx, [Scratch1]
@@ -114,6 +115,7 @@ internal sealed class InterruptReturn : ImplantTemplate
         asm.jne(emulate);
         asm.Label(ref set);
         code.Store(VcpuPageField.InterruptFlag, rax);
+        code.Store(VcpuPageField.IoPrivilege, 0);
         asm.mov(__dword_ptr[rsp + CodeOffset], MonitorSegments.UserCodeSelector);
         asm.mov(__dword_ptr[rsp + StackOffset], MonitorSegments.UserDataSelector);
         code.Restore();

@@ -20,6 +20,7 @@ namespace Dmp.Kvm.Patching.Templates;
 /// test rcx, rcx
 /// jnz emulate
 /// set: mov [InterruptFlag], rax
+/// mov qword [IoPrivilege], 0
 /// mov rcx, [Scratch1]
 /// mov rax, [Scratch0]
 /// popfq
@@ -34,6 +35,9 @@ internal sealed class Popf : ImplantTemplate
 {
     /// <inheritdoc/>
     internal override string Name => "popf";
+
+    /// <inheritdoc/>
+    internal override int Version => 2;
 
     /// <inheritdoc/>
     internal override bool Matches(in Instruction instruction, in TemplateHost host) => instruction.Mnemonic == Mnemonic.Popfq;
@@ -56,6 +60,7 @@ internal sealed class Popf : ImplantTemplate
         asm.jne(emulate);
         asm.Label(ref set);
         code.Store(VcpuPageField.InterruptFlag, rax);
+        code.Store(VcpuPageField.IoPrivilege, 0);
         code.Restore();
         asm.popfq();
         asm.jmp(done);
