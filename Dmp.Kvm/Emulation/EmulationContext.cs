@@ -56,6 +56,10 @@ internal sealed class EmulationContext
 
     /// <summary>Ends an instruction with the fault of its last memory access.</summary>
     internal Outcome RaiseAccess() => Raise(Access.Fault);
+
+    /// <summary>As <see cref="RaiseAccess"/>, of an access to the stack: an address that is not canonical is #SS there.</summary>
+    internal Outcome RaiseStackAccess() => Raise(
+        Access.Fault.Vector == ExceptionVector.GeneralProtection ? new GuestFault(ExceptionVector.Stack, 0) : Access.Fault);
 }
 
 /// <summary>How an emulated instruction ended.</summary>

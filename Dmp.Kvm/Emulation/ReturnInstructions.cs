@@ -93,7 +93,7 @@ internal sealed class ReturnInstructions(EmulationContext context)
         Span<ulong> frame = stackalloc ulong[5];
         if (!context.Access.TryRead(regs.Rsp, MemoryMarshal.AsBytes(frame), PageAccess.Read))
         {
-            return context.RaiseAccess();
+            return context.RaiseStackAccess();
         }
 
         ushort code = (ushort)frame[1];
@@ -124,7 +124,7 @@ internal sealed class ReturnInstructions(EmulationContext context)
             Span<ulong> frame = stackalloc ulong[2];
             if (!context.Access.TryRead(regs.Rsp, MemoryMarshal.AsBytes(frame), PageAccess.Read))
             {
-                return context.RaiseAccess();
+                return context.RaiseStackAccess();
             }
 
             (rip, code, used) = (frame[0], (ushort)frame[1], 16);
@@ -134,7 +134,7 @@ internal sealed class ReturnInstructions(EmulationContext context)
             Span<uint> frame = stackalloc uint[2];
             if (!context.Access.TryRead(regs.Rsp, MemoryMarshal.AsBytes(frame), PageAccess.Read))
             {
-                return context.RaiseAccess();
+                return context.RaiseStackAccess();
             }
 
             (rip, code, used) = (frame[0], (ushort)frame[1], 8);

@@ -117,7 +117,7 @@ internal sealed class SensitiveInstructions
             : context.Access.TryWrite(rsp, (ushort)flags, context.Access.OwnPrivilege);
         if (!written)
         {
-            return context.RaiseAccess();
+            return context.RaiseStackAccess();
         }
 
         regs.Rsp = rsp;
@@ -129,7 +129,7 @@ internal sealed class SensitiveInstructions
         ref KvmRegs regs = ref context.Vcpu.Regs;
         if (!context.Access.TryRead(regs.Rsp, context.Access.OwnPrivilege, out ulong flags))
         {
-            return context.RaiseAccess();
+            return context.RaiseStackAccess();
         }
 
         int size = sizeof(ulong);

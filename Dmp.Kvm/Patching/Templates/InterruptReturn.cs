@@ -14,12 +14,15 @@ namespace Dmp.Kvm.Patching.Templates;
 /// mov [Scratch0], rax
 /// mov [Scratch1], rcx
 /// mov rax, [rsp]                  ; RIP
+/// mov rcx, [rsp + 8]              ; CS
+/// mov rcx, [rsp + 16]             ; RFLAGS
+/// mov rcx, [rsp + 24]             ; RSP
 /// mov rcx, [rsp + 32]             ; SS
 /// lahf
 /// seto al
 /// mov [Scratch2], rax
 /// mov rax, [rsp]
-/// mov rcx, [rsp + 8]              ; CS
+/// mov rcx, [rsp + 8]
 /// cmp ecx, 33h
 /// je user
 /// cmp ecx, [CodeSelector]
@@ -89,8 +92,11 @@ internal sealed class InterruptReturn : ImplantTemplate
         Label emulate = asm.CreateLabel();
         code.Save();
 
-        // Its first and its last word prove that all of the frame can be read, before the flags change.
+        // In the processor's order: all of the frame can be read, or the fault is at the word that the processor would name.
         asm.mov(rax, __qword_ptr[rsp]);
+        asm.mov(rcx, __qword_ptr[rsp + CodeOffset]);
+        asm.mov(rcx, __qword_ptr[rsp + FlagsOffset]);
+        asm.mov(rcx, __qword_ptr[rsp + StackPointerOffset]);
         asm.mov(rcx, __qword_ptr[rsp + StackOffset]);
         code.SaveFlags();
         asm.mov(rax, __qword_ptr[rsp]);

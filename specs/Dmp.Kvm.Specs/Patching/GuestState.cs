@@ -162,6 +162,12 @@ internal sealed class GuestResult
     /// <summary>RIP that an exception handler found on its stack; 0 when none ran.</summary>
     internal ulong FaultedAt { get; set; }
 
+    /// <summary>RFLAGS in that frame.</summary>
+    internal ulong FlagsAtFault { get; set; }
+
+    /// <summary>RSP in that frame.</summary>
+    internal ulong StackAtFault { get; set; }
+
     internal void Note(string name, ulong value) => values.Add((name, value));
 
     internal void NoteMemory(ulong address, ReadOnlySpan<byte> bytes) => memory.Add((address, bytes.ToArray()));

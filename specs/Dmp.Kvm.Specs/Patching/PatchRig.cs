@@ -215,6 +215,8 @@ internal sealed class PatchRig : IDisposable
         captured.Note("fs base", vcpu.Registers.Sregs.Fs.Base);
         captured.Note("interrupt pending", apic.HasInterrupt ? 1UL : 0);
         captured.FaultedAt = Word(ExceptionStack - FrameBytes);
+        captured.FlagsAtFault = Word(ExceptionStack - FrameBytes + (2 * sizeof(ulong)));
+        captured.StackAtFault = Word(ExceptionStack - FrameBytes + (3 * sizeof(ulong)));
         captured.NoteMemory(Stack, Bytes(Stack, StackBytes));
         captured.NoteMemory(ExceptionStack - ExceptionStackBytes, Bytes(ExceptionStack - ExceptionStackBytes, ExceptionStackBytes));
         return captured;

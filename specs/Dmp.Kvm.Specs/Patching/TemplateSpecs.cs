@@ -3,8 +3,6 @@ using Dmp.Kvm.Patching;
 using Dmp.Kvm.Specs.Machine;
 using FsCheck;
 using FsCheck.Fluent;
-using Iced.Intel;
-using static Iced.Intel.AssemblerRegisters;
 
 namespace Dmp.Kvm.Specs.Patching;
 
@@ -13,8 +11,6 @@ namespace Dmp.Kvm.Specs.Patching;
 public class TemplateSpecs
 {
     private const int States = 2000;
-    private const int PieceSize = 64;
-    private const int Nops = 4;
 
     private static readonly Arbitrary<int> Seeds = Gen.Choose(int.MinValue, int.MaxValue).ToArbitrary();
 
@@ -32,8 +28,8 @@ public class TemplateSpecs
     [MemberData(nameof(Templates))]
     public void Same(string template)
     {
-        TemplateCase known = TemplateCase.All.Single(one => one.Template == template);
-        Pieces pieces = new(known);
+        TemplateCase known = TemplateCase.Of(template);
+        TemplatePieces pieces = new(known);
         using PatchRig trapped = pieces.Load(patching: false);
         using PatchRig patched = pieces.Load(patching: true);
         foreach (ulong site in pieces.Sites)
@@ -54,63 +50,5 @@ public class TemplateSpecs
 
         // An original and its mark are two emulations; what ends at a handler or mark alone was done by the implant.
         Assert.InRange(patched.Emulations - before, States, States * 9 / 5);
-    }
-
-    /// <summary>A case's instructions, each in a piece of code of its own that ends with a mark.</summary>
-    private sealed class Pieces
-    {
-        private readonly TemplateCase known;
-        private readonly byte[] code = new byte[PatchRig.CodePages * 4096];
-        private readonly List<ulong> marks = [TemplateCase.Landing];
-
-        internal Pieces(TemplateCase known)
-        {
-            this.known = known;
-            const byte Int3 = 0xCC;
-            code.AsSpan().Fill(Int3);
-            PatchRig.Mark.CopyTo(code.AsSpan((int)(TemplateCase.Landing - PatchRig.Code)));
-            Sites = new ulong[known.Instructions.Length];
-            for (int index = 0; index < Sites.Length; index++)
-            {
-                int offset = index * PieceSize;
-                Sites[index] = PatchRig.Code + (ulong)offset;
-                byte[] piece = Assemble(known.Instructions[index], known.Leaves);
-                piece.CopyTo(code, offset);
-                if (!known.Leaves)
-                {
-                    PatchRig.Mark.CopyTo(code, offset + piece.Length);
-                    marks.Add(Sites[index] + (ulong)piece.Length);
-                }
-            }
-        }
-
-        internal ulong[] Sites { get; }
-
-        internal PatchRig Load(bool patching)
-        {
-            PatchRig rig = new(patching, code, marks);
-            foreach (ulong site in Sites.Append(TemplateCase.Landing))
-            {
-                GuestState state = GuestState.Plain(site);
-                known.Arrange(state, new Random(0));
-                _ = rig.Run(state);
-            }
-
-            return rig;
-        }
-
-        private static byte[] Assemble(Action<Assembler> instruction, bool leaves)
-        {
-            Assembler assembler = new(64);
-            instruction(assembler);
-            for (int nop = 0; nop < Nops && !leaves; nop++)
-            {
-                assembler.nop();
-            }
-
-            using MemoryStream bytes = new();
-            _ = assembler.Assemble(new StreamCodeWriter(bytes), PatchRig.Code);
-            return bytes.ToArray();
-        }
     }
 }

@@ -99,6 +99,8 @@ internal sealed class TemplateCase
         },
     ];
 
+    internal static TemplateCase Of(string template) => All.Single(one => one.Template == template);
+
     private static IEnumerable<AssemblerRegister64> Registers64() =>
         [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15];
 
