@@ -11,8 +11,7 @@ public class KernelPatchingSpecs
     private const string TooSlow = "unfiltered,all-events,kprobes-dense";
 
     /// <summary>
-    /// Parts that are known to fail in this version; the aim is none. A scan loses its way in the rest of an instruction whose first
-    /// byte is INT3 for a moment, and misses the PUSHF behind it; and a kernel that copies its own code copies our trap bytes.
+    /// Parts that are known to fail in this version, or do the same as one that does; the aim is none. Why: guest/README.md.
     /// </summary>
     private const string KnownFailures = "filtered,graph,kprobes,kretprobes";
 
