@@ -101,6 +101,7 @@ internal static class JournalCodec
         {
             LastTransaction = state.LastTransaction,
             Entries = { state.Entries.Values.Select(Write) },
+            Variants = { state.Variants.Select(Write) },
             Refusals = { state.Refusals.Values.Select(Write) },
             Disabled = { state.Disabled },
         },
@@ -113,6 +114,8 @@ internal static class JournalCodec
         Original = ByteString.CopyFrom(patch.Original.AsSpan()),
         SiteOffset = patch.SiteOffset,
         Templates = { patch.Templates.Select(template => new Wire.Template { Name = template.Name, Version = template.Version }) },
+        SpringboardOffset = patch.Springboard is { } board ? unchecked((long)board.Address) : 0,
+        Springboard = ByteString.CopyFrom(patch.Springboard is { } padding ? padding.Original.AsSpan() : []),
     };
 
     private static Wire.PatchRefused Write(JournalEvent.PatchRefused refused) => new()
@@ -147,7 +150,10 @@ internal static class JournalCodec
             patch.Offset,
             ImmutableArray.Create(patch.Original.Span),
             patch.SiteOffset,
-            [.. patch.Templates.Select(template => new TemplateUse(template.Name, template.Version))]);
+            [.. patch.Templates.Select(template => new TemplateUse(template.Name, template.Version))],
+            patch.Springboard.IsEmpty
+                ? null
+                : new Springboard(unchecked((ulong)patch.SpringboardOffset), ImmutableArray.Create(patch.Springboard.Span)));
 
     private static JournalEvent.PatchIntended Read(Wire.PatchIntended intended) =>
         new(intended.Transaction, [.. intended.Patches.Select(Read)]);
@@ -211,6 +217,7 @@ internal static class JournalCodec
             Entries = entries.ToImmutable(),
             Refusals = refusals.ToImmutable(),
             Disabled = [.. snapshot.Disabled],
+            Variants = [.. snapshot.Variants.Select(Read)],
         };
     }
 

@@ -96,6 +96,12 @@ public sealed record JournalState
     /// <summary>All patches there ever were, by the offsets of their windows.</summary>
     public ImmutableSortedDictionary<long, JournalEntry> Entries { get; init; } = ImmutableSortedDictionary<long, JournalEntry>.Empty;
 
+    /// <summary>
+    /// Patches that were applied to other bytes at the same offset than the one in <see cref="Entries"/>: a kernel changes its own code
+    /// while it boots, and each stretch of the boot has its own.
+    /// </summary>
+    public ImmutableArray<JournalEntry> Variants { get; init; } = [];
+
     /// <summary>Sites that cannot be patched, by their offsets.</summary>
     public ImmutableSortedDictionary<long, JournalEvent.PatchRefused> Refusals { get; init; } =
         ImmutableSortedDictionary<long, JournalEvent.PatchRefused>.Empty;
@@ -158,8 +164,9 @@ public sealed record JournalState
         var known = current.ToHashSet();
         ImmutableArray<JournaledPatch> applied =
         [
-            .. Entries.Values
+            .. Entries.Values.Concat(Variants)
                 .Where(entry => entry.Status == PatchStatus.Applied && !IsDisabled(entry.Patch))
+                .OrderBy(entry => entry.Patch.Offset)
                 .Select(entry => entry.Patch),
         ];
         return new ReplayPlan(
@@ -234,7 +241,7 @@ public sealed record JournalState
 
     /// <inheritdoc/>
     public bool Equals(JournalState? other) => other is not null && LastTransaction == other.LastTransaction
-        && Entries.SequenceEqual(other.Entries) && Refusals.SequenceEqual(other.Refusals) && Disabled.SequenceEqual(other.Disabled);
+        && Entries.SequenceEqual(other.Entries) && Variants.SequenceEqual(other.Variants) && Refusals.SequenceEqual(other.Refusals) && Disabled.SequenceEqual(other.Disabled);
 
     /// <inheritdoc/>
     public override int GetHashCode() => HashCode.Combine(LastTransaction, Entries.Count, Refusals.Count, Disabled.Count);
@@ -279,9 +286,16 @@ public sealed record JournalState
     {
         var entries = Entries.ToBuilder();
         var refusals = Refusals.ToBuilder();
+        List<JournalEntry> variants = [.. Variants];
         foreach (JournaledPatch patch in intended.Patches)
         {
             JournalEntry? before = Entries.GetValueOrDefault(patch.Offset);
+            _ = variants.RemoveAll(variant => variant.Patch.Offset == patch.Offset && !variant.Patch.IsVariantOf(patch));
+            if (before is { Status: PatchStatus.Applied } && before.Patch.IsVariantOf(patch))
+            {
+                variants.Add(before);
+            }
+
             entries[patch.Offset] = new JournalEntry(
                 patch,
                 PatchStatus.Intended,
@@ -298,6 +312,7 @@ public sealed record JournalState
         {
             LastTransaction = Math.Max(LastTransaction, intended.Transaction),
             Entries = entries.ToImmutable(),
+            Variants = [.. variants],
             Refusals = refusals.ToImmutable(),
         };
     }
@@ -309,9 +324,10 @@ public sealed record JournalState
         {
             JournalEntry now = state.Entries[offset];
 
-            // An older window of another shape over the same bytes cannot be in force any more, and must not be replayed.
+            // An older window of another shape over the same bytes, not over others, cannot be in force any more, nor be replayed.
             var replaced = state.Entries.Values.Where(old => old.Status == PatchStatus.Applied && old.Patch.Offset != offset
-                && old.Patch.Offset < now.Patch.End && offset < old.Patch.End && old.Transaction != now.Transaction);
+                && old.Patch.Offset < now.Patch.End && offset < old.Patch.End && old.Transaction != now.Transaction
+                && !old.Patch.IsVariantOf(now.Patch));
             foreach (JournalEntry old in replaced)
             {
                 state = state.Change(
@@ -342,7 +358,19 @@ public sealed record JournalState
         }
 
         JournalEntry changed = change(entry);
-        return changed == entry ? this : this with { Entries = Entries.SetItem(offset, changed) };
+        if (changed == entry)
+        {
+            return this;
+        }
+
+        // What ends the patch at an offset ends it for whatever bytes it was made.
+        return this with
+        {
+            Entries = Entries.SetItem(offset, changed),
+            Variants = changed.Status is PatchStatus.Reverted or PatchStatus.Retired
+                ? Variants.RemoveAll(variant => variant.Patch.Offset == offset)
+                : Variants,
+        };
     }
 
     private JournalState WithRefusals(ImmutableSortedDictionary<long, JournalEvent.PatchRefused> refusals) =>

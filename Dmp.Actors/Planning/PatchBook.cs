@@ -39,6 +39,9 @@ public sealed class PatchBook(int patchLimit)
     public ImmutableArray<PatchPlan> Withdrawn =>
         [.. entries.Where(entry => entry.State == PatchedSiteState.Disabled).Select(entry => entry.Plan)];
 
+    /// <summary>Whether any patch was ever in force at a window's address.</summary>
+    public bool WasUsed(ulong window) => entries.Exists(entry => entry.Plan.Window == window);
+
     /// <summary>The user switched these sites off.</summary>
     public void Disable(ImmutableArray<ulong> sites) => disabled = sites;
 

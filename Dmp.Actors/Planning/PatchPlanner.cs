@@ -402,7 +402,7 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
         TakeNotices();
         ImmutableArray<JournalEvent.Fact> facts =
         [
-            .. engine.Unused().Select(plan => new JournalEvent.PatchMismatched(Offset(plan.Window), "its bytes were not found in this run")),
+            .. engine.Unused().Where(plan => !book.WasUsed(plan.Window)).Select(plan => new JournalEvent.PatchMismatched(Offset(plan.Window), "its bytes were not found in this run")),
         ];
         if (!facts.IsEmpty && journalAvailable && peers.RecordUnused)
         {

@@ -49,8 +49,7 @@ internal static class DemoReport
                 : "";
             console.Write(new Text(string.Create(
                 CultureInfo.InvariantCulture,
-                $"{patches.Applied} patches applied, {patches.Replayed} replayed from earlier runs{stopped}
-")));
+                $"{patches.Applied} patches applied, {patches.Replayed} replayed from earlier runs{stopped}\n")));
         }
 
         if (report.Time is { } time)

@@ -39,9 +39,14 @@ internal sealed class CodePages(GuestMemory memory)
     private readonly Lock sync = new();
     private readonly Dictionary<ulong, CodePage> pages = [];
     private readonly Dictionary<ulong, ulong> frames = [];
+    private readonly Dictionary<ulong, byte[]> previous = [];
+    private readonly CodeCopies copies = new();
 
     /// <summary>Asked at each scan; set before the first.</summary>
     internal IPagePatches? Patches { get; set; }
+
+    /// <summary>Frames of code that was loaded and not copied. Set before the first scan.</summary>
+    internal (ulong First, ulong End) OriginalText { get; set; }
 
     /// <summary>Frames scanned since the start.</summary>
     internal long Scans { get; private set; }
@@ -137,6 +142,10 @@ internal sealed class CodePages(GuestMemory memory)
             pages.Add(frame, added);
             frames[page] = frame;
             Patches?.Scanned(page);
+            foreach (int trap in traps)
+            {
+                copies.Note(bytes, trap, 1, offset => added.Replaced[(ushort)offset]);
+            }
         }
     }
 
@@ -163,8 +172,33 @@ internal sealed class CodePages(GuestMemory memory)
                 _ = frames.Remove(page.Page);
             }
 
+            if (!previous.TryGetValue(frame, out byte[]? held))
+            {
+                previous.Add(frame, held = new byte[Paging.PageSize]);
+            }
+
+            Bytes(frame).CopyTo(held);
             Patches?.Released(page.Page);
             return true;
+        }
+    }
+
+    /// <summary>
+    /// Before a frame is scanned: gives back the bytes that ours replaced where the guest has copied code of its own that was scanned
+    /// before (function tracing makes its trampolines so), and says what the frame held the last time.
+    /// </summary>
+    /// <param name="frame">The frame.</param>
+    /// <returns>The bytes it held when it was last given back; empty when it never was.</returns>
+    internal ReadOnlySpan<byte> Prepare(ulong frame)
+    {
+        lock (sync)
+        {
+            if (frame < OriginalText.First || frame >= OriginalText.End)
+            {
+                copies.Repair(Bytes(frame));
+            }
+
+            return previous.GetValueOrDefault(frame);
         }
     }
 
@@ -202,6 +236,7 @@ internal sealed class CodePages(GuestMemory memory)
 
             replacement.CopyTo(bytes);
             page.Patched++;
+            copies.Note(Bytes(frames[address & ~Paging.PageOffsetMask]), offset, expected.Length, at => page.Replaced[(ushort)at]);
             return Replacement.Done;
         }
     }

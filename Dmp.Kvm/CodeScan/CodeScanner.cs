@@ -16,15 +16,23 @@ internal readonly record struct ScanRequest(int PageStart, int PageLength, int B
 /// Finds the silent sensitive instructions of a page of code by linear sweep. From the fetched address on the instruction boundaries
 /// are certain. Before it they are inferred: x86 code resynchronizes within a few instructions, so sweeps from several starting points
 /// before the page agree; an instruction counts when most of the sweeps that arrive exactly at the fetched address went through it.
-/// Pure.
+/// An INT3 that stands on the first byte of a longer instruction while the guest changes that (Linux: text_poke_bp) is followed by the rest
+/// of it, which is no code; what the page held before tells how long it is. Pure.
 /// </summary>
 internal sealed class CodeScanner
 {
     private const int CandidateStarts = 16;
     private const int LongestInstruction = 15;
+    private const byte BreakpointOpcode = 0xCC;
+
+    /// <summary>Bytes on both sides of an instruction that must be what they were, for it to be the same code.</summary>
+    private const int Context = 8;
 
     private readonly WindowReader reader = new();
     private readonly Decoder decoder;
+    private readonly byte[] before = new byte[Memory.Paging.PageSize];
+    private bool knowsBefore;
+    private int pageStart;
 
     internal CodeScanner() => decoder = Decoder.Create(64, reader);
 
@@ -32,11 +40,19 @@ internal sealed class CodeScanner
     /// <param name="window">Some bytes before the page, the page, and some after it.</param>
     /// <param name="request">What is known.</param>
     /// <param name="found">Receives the offsets, relative to the page, where silent instructions begin; cleared first.</param>
+    /// <param name="previous">What the whole page held when it was scanned the last time; empty when it never was.</param>
     /// <returns>How many bytes of the last instruction lie beyond the page.</returns>
-    internal int Scan(ReadOnlySpan<byte> window, in ScanRequest request, List<int> found)
+    internal int Scan(ReadOnlySpan<byte> window, in ScanRequest request, List<int> found, ReadOnlySpan<byte> previous = default)
     {
         found.Clear();
         reader.Load(window);
+        pageStart = request.PageStart;
+        knowsBefore = previous.Length == before.Length;
+        if (knowsBefore)
+        {
+            previous.CopyTo(before);
+        }
+
         if (request.Boundary > request.PageStart)
         {
             ScanBefore(request, found);
@@ -129,6 +145,12 @@ internal sealed class CodeScanner
     /// <summary>Decodes one instruction; bytes that are none count as one byte, as a disassembler would go on.</summary>
     private int Decode(int offset, out bool silent)
     {
+        if (reader[offset] == BreakpointOpcode && LengthBefore(offset) is var length && length > 1)
+        {
+            silent = false;
+            return length;
+        }
+
         reader.Position = offset;
         decoder.Decode(out Instruction instruction);
         if (instruction.IsInvalid)
@@ -141,12 +163,35 @@ internal sealed class CodeScanner
         return Math.Min(instruction.Length, LongestInstruction);
     }
 
+    /// <summary>Length of the instruction that stood where an INT3 stands now, if the code around is the same; 0 if not.</summary>
+    private int LengthBefore(int offset)
+    {
+        int at = offset - pageStart;
+        if (!knowsBefore || at < Context || at + LongestInstruction + Context > before.Length || before[at] == BreakpointOpcode)
+        {
+            return 0;
+        }
+
+        Decoder old = Decoder.Create(64, before.AsSpan(at, LongestInstruction).ToArray());
+        old.Decode(out Instruction instruction);
+        int end = at + instruction.Length;
+        bool same = !instruction.IsInvalid
+            && reader.Slice(offset - Context, Context).SequenceEqual(before.AsSpan(at - Context, Context))
+            && reader.Slice(offset + instruction.Length, Context).SequenceEqual(before.AsSpan(end, Context));
+        return same ? instruction.Length : 0;
+    }
+
     private sealed class WindowReader : CodeReader
     {
         private byte[] bytes = [];
         private int length;
 
         internal int Position { get; set; }
+
+        internal int this[int offset] => offset < length ? bytes[offset] : -1;
+
+        internal ReadOnlySpan<byte> Slice(int offset, int count) =>
+            offset >= 0 && offset + count <= length ? bytes.AsSpan(offset, count) : [];
 
         internal void Load(ReadOnlySpan<byte> window)
         {

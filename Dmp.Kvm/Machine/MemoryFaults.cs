@@ -278,6 +278,7 @@ internal sealed class MemoryFaults
             Release(frame);
         }
 
+        ReadOnlySpan<byte> before = code.Prepare(frame);
         int lead = access.Fetch(page - LeadIn, window.AsSpan(0, LeadIn), out _) == LeadIn ? LeadIn : 0;
         int read = access.Fetch(page, window.AsSpan(lead, Paging.PageSize + LeadOut), out _);
         ulong previous = lead == 0 ? NoFrame : FrameOf(page - 1);
@@ -291,7 +292,8 @@ internal sealed class MemoryFaults
         int tail = scanner.Scan(
             window.AsSpan(0, lead + read),
             new ScanRequest(lead, Paging.PageSize, boundary, spill < 0 ? -1 : lead + spill),
-            traps);
+            traps,
+            before);
         code.Add(frame, page, traps, tail);
         tlb.DropWritable(frame);
     }

@@ -45,7 +45,10 @@ public sealed class VirtualMachine : IMachine, IMachineFacts
             console = new SerialConsole();
             substrate = Substrate.Measure(kvm);
             symbols = new Lazy<KernelSymbols?>(() => KernelSymbols.Find(memory, boot));
-            CodePages code = new(memory);
+            CodePages code = new(memory)
+            {
+                OriginalText = (boot.KernelStart.Frame, new GuestPhysicalAddress(boot.KernelStart.Value + boot.KernelLength).Frame),
+            };
             patches = configuration.Patching
                 ? new PatchEngine(
                     code,

@@ -41,7 +41,7 @@ public sealed class DurabilitySpecs : IDisposable
                 }
             }
 
-            JournalState state = (await JournalReader.ReadAsync(JournalConnection.Parse(file), Settings.Shipped))[Journals.Kernel];
+            JournalState state = (await JournalReader.ReadAsync(JournalConnection.Parse(file), Journals.Default))[Journals.Kernel];
             Assert.All(intended, offset => Assert.True(state.Entries.ContainsKey(offset)));
             Assert.All(applied, offset => Assert.Equal(PatchStatus.Applied, state.Entries[offset].Status));
             Assert.DoesNotContain(state.Entries.Values, entry => entry.Status == PatchStatus.Intended);

@@ -214,7 +214,7 @@ public sealed class JournalFailureSpecs : IDisposable
         Assert.Equal($"{message}. The guest runs on; no further code is patched", Assert.Single(journal.Logged));
         if (System.IO.File.Exists(path))
         {
-            var error = await Assert.ThrowsAsync<UnusableInputException>(() => JournalReader.ReadAsync(connection, Settings.Shipped));
+            var error = await Assert.ThrowsAsync<UnusableInputException>(() => JournalReader.ReadAsync(connection, Journals.Default));
             ExpectOneLine(error.Message);
         }
     }

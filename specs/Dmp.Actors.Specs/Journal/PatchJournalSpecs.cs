@@ -176,15 +176,15 @@ public sealed class PatchJournalSpecs : IDisposable
         }
 
         var connection = JournalConnection.Parse(File);
-        await JournalEditor.SwitchAsync(connection, Journals.Kernel, 0x10, disabled: true, Settings.Shipped);
-        ImmutableSortedDictionary<string, JournalState> kernels = await JournalReader.ReadAsync(connection, Settings.Shipped);
+        await JournalEditor.SwitchAsync(connection, Journals.Kernel, 0x10, disabled: true, Journals.Default);
+        ImmutableSortedDictionary<string, JournalState> kernels = await JournalReader.ReadAsync(connection, Journals.Default);
         Assert.Equal([Journals.Kernel, "another"], kernels.Keys);
         JournalState state = kernels[Journals.Kernel];
         Assert.Equal([SiteState.Disabled, SiteState.Applied, SiteState.Aborted], state.Sites.Select(site => site.State));
         Assert.Equal([Journals.Patch(0x20)], state.Replayable([Journals.Pushf]).Patches.ToArray());
 
-        await JournalEditor.SwitchAsync(connection, Journals.Kernel, 0x10, disabled: false, Settings.Shipped);
-        state = (await JournalReader.ReadAsync(connection, Settings.Shipped))[Journals.Kernel];
+        await JournalEditor.SwitchAsync(connection, Journals.Kernel, 0x10, disabled: false, Journals.Default);
+        state = (await JournalReader.ReadAsync(connection, Journals.Default))[Journals.Kernel];
         Assert.Equal(2, state.Replayable([Journals.Pushf]).Patches.Length);
         Assert.Equal([0x10L, 0x20L], state.Replayable([new TemplateUse("pushf", 2)]).PlanAgain.ToArray());
     }
@@ -198,10 +198,10 @@ public sealed class PatchJournalSpecs : IDisposable
         string expected = $"it is in use by process {Environment.ProcessId}";
         Assert.False(JournalCheck.TryOpen(connection, out string message));
         Assert.Contains(expected, message, StringComparison.Ordinal);
-        var read = await Assert.ThrowsAsync<UnusableInputException>(() => JournalReader.ReadAsync(connection, Settings.Shipped));
+        var read = await Assert.ThrowsAsync<UnusableInputException>(() => JournalReader.ReadAsync(connection, Journals.Default));
         Assert.Contains(expected, read.Message, StringComparison.Ordinal);
         var edit = await Assert.ThrowsAsync<UnusableInputException>(
-            () => JournalEditor.SwitchAsync(connection, Journals.Kernel, 0x10, disabled: true, Settings.Shipped));
+            () => JournalEditor.SwitchAsync(connection, Journals.Kernel, 0x10, disabled: true, Journals.Default));
         Assert.Contains(expected, edit.Message, StringComparison.Ordinal);
         await using var second = new OpenJournal(File);
         Assert.Contains(expected, await second.FailureAsync(), StringComparison.Ordinal);
@@ -212,12 +212,12 @@ public sealed class PatchJournalSpecs : IDisposable
     public async Task Nothing_to_read()
     {
         var error = await Assert.ThrowsAsync<UnusableInputException>(
-            () => JournalReader.ReadAsync(JournalConnection.Parse(File), Settings.Shipped));
+            () => JournalReader.ReadAsync(JournalConnection.Parse(File), Journals.Default));
         Assert.Contains(File, error.Message, StringComparison.Ordinal);
         Assert.False(System.IO.File.Exists(File));
 
         Assert.True(JournalCheck.TryOpen(JournalConnection.Parse(File), out _));
-        Assert.Empty(await JournalReader.ReadAsync(JournalConnection.Parse(File), Settings.Shipped));
+        Assert.Empty(await JournalReader.ReadAsync(JournalConnection.Parse(File), Journals.Default));
     }
 
     [Fact(DisplayName = "A journal that is closed while it opens gives its lock back")]

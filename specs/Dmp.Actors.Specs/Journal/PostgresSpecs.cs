@@ -76,14 +76,14 @@ public sealed class PostgresSpecs
         await using (var journal = new OpenJournal(Server, kernel))
         {
             await journal.ApplyAsync(0x10);
-            Assert.Equal(SiteState.Applied, Assert.Single((await JournalReader.ReadAsync(connection, Settings.Shipped))[kernel].Sites).State);
+            Assert.Equal(SiteState.Applied, Assert.Single((await JournalReader.ReadAsync(connection, Journals.Default))[kernel].Sites).State);
             var error = await Assert.ThrowsAsync<UnusableInputException>(
-                () => JournalEditor.SwitchAsync(connection, kernel, 0x10, disabled: true, Settings.Shipped));
+                () => JournalEditor.SwitchAsync(connection, kernel, 0x10, disabled: true, Journals.Default));
             Assert.Contains("in use by dmp, process", error.Message, StringComparison.Ordinal);
         }
 
-        await JournalEditor.SwitchAsync(connection, kernel, 0x10, disabled: true, Settings.Shipped);
-        Assert.Equal(SiteState.Disabled, Assert.Single((await JournalReader.ReadAsync(connection, Settings.Shipped))[kernel].Sites).State);
+        await JournalEditor.SwitchAsync(connection, kernel, 0x10, disabled: true, Journals.Default);
+        Assert.Equal(SiteState.Disabled, Assert.Single((await JournalReader.ReadAsync(connection, Journals.Default))[kernel].Sites).State);
     }
 
     [SkippableFact(DisplayName = "A server that stops in the middle costs no acknowledged event, and the journal goes on when it is back")]

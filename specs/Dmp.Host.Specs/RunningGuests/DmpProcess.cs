@@ -70,11 +70,16 @@ internal static class DmpProcess
     }
 
     /// <summary>Runs the Debian guest.</summary>
-    public static Task<DmpResult> BootAsync(string words, IReadOnlyList<string> options, Action<Process, string>? onLine = null)
+    /// <param name="words">What follows the console on the kernel's command line.</param>
+    /// <param name="options">More options of dmp run.</param>
+    /// <param name="onLine">Called with each line of the console, while dmp runs.</param>
+    /// <param name="mode">How the guest's kernel is run.</param>
+    public static Task<DmpResult> BootAsync(
+        string words, IReadOnlyList<string> options, Action<Process, string>? onLine = null, string mode = "trap")
     {
         (string kernel, string initrd) = DemoGuest.Get();
         return RunAsync(
-            ["run", "--mode", "trap", "--kernel", kernel, "--initrd", initrd, "--cmdline", $"console=ttyS0 {words}", "--memory", "512M", .. options],
+            ["run", "--mode", mode, "--kernel", kernel, "--initrd", initrd, "--cmdline", $"console=ttyS0 {words}", "--memory", "512M", .. options],
             onLine);
     }
 
