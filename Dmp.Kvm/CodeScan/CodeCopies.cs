@@ -6,15 +6,18 @@ namespace Dmp.Kvm.CodeScan;
 /// <summary>
 /// Recognizes code that the guest has copied from pages where some bytes are ours, and knows the bytes that the guest meant. A copy is
 /// known by the sixteen bytes from the first replaced one on, or by that one with the sixteen before it; a shorter one is not recognized.
+/// What stands behind a copy that ends between replaced bytes is not touched.
 /// Under the lock of its owner.
 /// </summary>
 internal sealed class CodeCopies
 {
-    private const int Half = sizeof(ulong);
-    private const int ContextLength = 2 * Half;
+    /// <summary>Bytes on either side of a replaced one that it is known by.</summary>
+    internal const int ContextLength = 2 * Half;
 
-    private readonly Dictionary<(ulong First, ulong Second), byte[]> following = [];
-    private readonly Dictionary<(ulong First, ulong Second, byte Replaced), byte[]> preceding = [];
+    private const int Half = sizeof(ulong);
+
+    private readonly Dictionary<(ulong First, ulong Second), Replaced> following = [];
+    private readonly Dictionary<(ulong First, ulong Second, byte Replaced), Replaced> preceding = [];
     private readonly HashSet<byte> firstBytes = [];
     private readonly byte[] copy = new byte[Paging.PageSize];
 
@@ -31,15 +34,17 @@ internal sealed class CodeCopies
             meant[index] = original(offset + index);
         }
 
+        Replaced replaced = new(page.Slice(offset, length).ToArray(), meant);
+
         _ = firstBytes.Add(page[offset]);
         if (offset + ContextLength <= page.Length)
         {
-            following[Context(page, offset)] = meant;
+            following[Context(page, offset)] = replaced;
         }
 
         if (offset >= ContextLength)
         {
-            preceding[Before(page, offset)] = meant;
+            preceding[Before(page, offset)] = replaced;
         }
     }
 
@@ -50,19 +55,20 @@ internal sealed class CodeCopies
         page.CopyTo(copy);
         for (int offset = 0; offset < copy.Length; offset++)
         {
-            if (firstBytes.Contains(copy[offset]) && Find(offset) is { } meant && offset + meant.Length <= page.Length)
+            if (firstBytes.Contains(copy[offset]) && Find(offset) is { } replaced)
             {
-                meant.CopyTo(page[offset..]);
-                offset += meant.Length - 1;
+                int length = replaced.Ours.AsSpan().CommonPrefixLength(copy.AsSpan(offset));
+                replaced.Meant.AsSpan(0, length).CopyTo(page[offset..]);
+                offset += length - 1;
             }
         }
     }
 
-    private byte[]? Find(int offset)
+    private Replaced? Find(int offset)
     {
-        if (offset + ContextLength <= copy.Length && following.TryGetValue(Context(copy, offset), out byte[]? meant))
+        if (offset + ContextLength <= copy.Length && following.TryGetValue(Context(copy, offset), out Replaced? replaced))
         {
-            return meant;
+            return replaced;
         }
 
         return offset >= ContextLength ? preceding.GetValueOrDefault(Before(copy, offset)) : null;
@@ -77,4 +83,6 @@ internal sealed class CodeCopies
         (ulong first, ulong second) = Context(page, offset - ContextLength);
         return (first, second, page[offset]);
     }
+
+    private sealed record Replaced(byte[] Ours, byte[] Meant);
 }

@@ -136,16 +136,14 @@ internal sealed class CodePages(GuestMemory memory)
             foreach (int trap in traps)
             {
                 added.Replaced.Add((ushort)trap, bytes[trap]);
+                added.Runs.Add(trap, 1);
                 bytes[trap] = Trap;
             }
 
             pages.Add(frame, added);
             frames[page] = frame;
             Patches?.Scanned(page);
-            foreach (int trap in traps)
-            {
-                copies.Note(bytes, trap, 1, offset => added.Replaced[(ushort)offset]);
-            }
+            NoteRuns(added, bytes, 0, bytes.Length);
         }
     }
 
@@ -210,14 +208,14 @@ internal sealed class CodePages(GuestMemory memory)
     {
         lock (sync)
         {
-            if (!TryFind(address, out CodePage? page, out Span<byte> bytes))
+            if (!TryFind(address, out CodePage? page, out Span<byte> all))
             {
                 return Replacement.NotScanned;
             }
 
             int offset = (int)(address & Paging.PageOffsetMask);
             Span<byte> own = stackalloc byte[expected.Length];
-            bytes = bytes.Slice(offset, expected.Length);
+            Span<byte> bytes = all.Slice(offset, expected.Length);
             bytes.CopyTo(own);
             Restore(page, own, offset);
             if (!own.SequenceEqual(expected))
@@ -236,7 +234,8 @@ internal sealed class CodePages(GuestMemory memory)
 
             replacement.CopyTo(bytes);
             page.Patched++;
-            copies.Note(Bytes(frames[address & ~Paging.PageOffsetMask]), offset, expected.Length, at => page.Replaced[(ushort)at]);
+            page.Runs[offset] = expected.Length;
+            NoteRuns(page, all, offset, expected.Length);
             return Replacement.Done;
         }
     }
@@ -260,13 +259,19 @@ internal sealed class CodePages(GuestMemory memory)
             {
                 bool isTrap = traps.Contains(index);
                 bytes[offset + index] = isTrap ? Trap : original[index];
-                if (!isTrap)
+                if (isTrap)
                 {
+                    page.Runs[offset + index] = 1;
+                }
+                else
+                {
+                    _ = page.Runs.Remove(offset + index);
                     _ = page.Replaced.Remove((ushort)(offset + index));
                 }
             }
 
             page.Patched--;
+            NoteRuns(page, bytes, offset, original.Length);
             return true;
         }
     }
@@ -332,6 +337,18 @@ internal sealed class CodePages(GuestMemory memory)
         return true;
     }
 
+    /// <summary>Notes what copies will look like after bytes changed: every run of replaced bytes that is known by them.</summary>
+    private void NoteRuns(CodePage page, ReadOnlySpan<byte> bytes, int offset, int length)
+    {
+        foreach ((int run, int runLength) in page.Runs)
+        {
+            if (run - CodeCopies.ContextLength < offset + length && offset < run + CodeCopies.ContextLength)
+            {
+                copies.Note(bytes, run, runLength, at => page.Replaced[(ushort)at]);
+            }
+        }
+    }
+
     private bool TryFind(ulong address, [System.Diagnostics.CodeAnalysis.NotNullWhen(true)] out CodePage? page, out Span<byte> bytes)
     {
         page = null;
@@ -380,6 +397,9 @@ internal sealed class CodePages(GuestMemory memory)
     {
         /// <summary>Offsets whose bytes are ours now, with the guest's.</summary>
         internal readonly Dictionary<ushort, byte> Replaced = [];
+
+        /// <summary>Where traps and patches begin, with the bytes that each of them replaced.</summary>
+        internal readonly Dictionary<int, int> Runs = [];
         internal readonly ulong Page = page;
         internal readonly int Spill = spill;
         internal int Patched;
