@@ -7,6 +7,8 @@ namespace Dmp.Kvm.Specs.CodeScan;
 public class CodeScannerSpecs
 {
     private const byte Nop = 0x90;
+    private const byte Int3 = 0xCC;
+    private const int PageSize = 4096;
 
     private readonly CodeScanner scanner = new();
     private readonly List<int> found = [];
@@ -165,6 +167,78 @@ public class CodeScannerSpecs
                 found.Select(f => f + start));
         }
     }
+
+    [Property(
+        DisplayName = "Behind an INT3 that the guest put on a longer instruction of a page that ran before, the rest of it is no code",
+        MaxTest = 200)]
+    public void Text_poke(int seed)
+    {
+        Random random = new(seed);
+        (byte[] before, int[] starts) = PageOfCode(random);
+        byte[] now = [.. before];
+        int poked = starts.Where(at => at is >= 16 and < 4000).ToArray()[random.Next(100)];
+        now[poked] = Int3;
+        _ = scanner.Scan(now, new ScanRequest(0, PageSize, 0, -1), found, before.AsSpan(0, PageSize));
+        Assert.Equal(SilentAmong(before, starts).Where(at => at != poked), found);
+    }
+
+    [Theory(DisplayName = "An INT3 is one byte where the page never ran, or where the code around it is other code")]
+    [InlineData(false, 0)]
+    [InlineData(true, -1)]
+    [InlineData(true, -8)]
+    [InlineData(true, 5)]
+    [InlineData(true, 12)]
+    public void Other_context(bool ranBefore, int change)
+    {
+        const int Poked = 0x100;
+        byte[] before = new byte[PageSize];
+        before.AsSpan().Fill(Nop);
+        Bytes("B8 9C 9D CF 9C").CopyTo(before, Poked);
+        byte[] now = [.. before];
+        now[Poked] = Int3;
+        if (change != 0)
+        {
+            before[Poked + change] = 0x91;
+        }
+
+        _ = scanner.Scan(now, new ScanRequest(0, now.Length, 0, -1), found, ranBefore ? before : []);
+        Assert.Equal([Poked + 1, Poked + 2, Poked + 3, Poked + 4], found);
+    }
+
+    [Fact(DisplayName = "An INT3 that was there when the page ran before is one byte")]
+    public void Own_breakpoint()
+    {
+        byte[] page = new byte[PageSize];
+        page.AsSpan().Fill(Nop);
+        Bytes("CC 9C").CopyTo(page, 0x100);
+        _ = scanner.Scan(page, new ScanRequest(0, page.Length, 0, -1), found, page);
+        Assert.Equal([0x101], found);
+    }
+
+    private static (byte[] Code, int[] Starts) PageOfCode(Random random)
+    {
+        Assembler assembler = new(64);
+        for (int index = 0; index < 1500; index++)
+        {
+            Emit(assembler, random);
+        }
+
+        using MemoryStream stream = new();
+        assembler.Assemble(new StreamCodeWriter(stream), 0x1000);
+        byte[] code = stream.ToArray();
+        List<int> starts = [];
+        Decoder decoder = Decoder.Create(64, new ByteArrayCodeReader(code));
+        while (decoder.IP < PageSize)
+        {
+            starts.Add((int)decoder.IP);
+            _ = decoder.Decode();
+        }
+
+        return (code, [.. starts]);
+    }
+
+    private static IEnumerable<int> SilentAmong(byte[] code, int[] starts) => starts.Where(at =>
+        SilentInstructions.IsSilent(Decoder.Create(64, new ByteArrayCodeReader(code, at, code.Length - at)).Decode()));
 
     private static void Emit(Assembler a, Random random)
     {
