@@ -207,15 +207,12 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
             {
                 foreach (Patch patch in pages.Values.SelectMany(page => page).Where(patch => patch.State == PatchState.InForce))
                 {
-                    byte[] bytes = new byte[patch.Plan.Original.Length];
-                    if (!code.TryReadRunning(patch.Plan.Window, bytes))
+                    if ((Difference(patch.Plan.Window, patch.Prepared.Replacement)
+                        ?? (patch.Plan.Springboard is { } springboard
+                            ? Difference(springboard.Address, SpringboardJump(springboard, patch.Implant.Address))
+                            : null)) is { } difference)
                     {
-                        differences.Add($"0x{patch.Plan.Window:x}: in force, but its page is not scanned");
-                    }
-                    else if (!bytes.AsSpan().SequenceEqual(patch.Prepared.Replacement.AsSpan()))
-                    {
-                        differences.Add($"0x{patch.Plan.Window:x}: {Convert.ToHexString(bytes)} instead of "
-                            + Convert.ToHexString(patch.Prepared.Replacement.AsSpan()));
+                        differences.Add($"0x{patch.Plan.Window:x}: {difference}");
                     }
                 }
             }
@@ -255,8 +252,7 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
                 }
 
                 PatchState before = patch.State;
-                bool free = !candidates.Exists(other => other.State == PatchState.InForce && Overlaps(other.Plan, patch.Plan));
-                if (free && TryEnforce(patch, out _))
+                if (TryEnforce(patch, out _))
                 {
                     notices.Add(new PatchNotice(
                         patch.Plan,
@@ -317,15 +313,19 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
     {
         lock (sync)
         {
-            return PatchesOf(address).Exists(patch => patch.State == PatchState.InForce && patch.Plan.Springboard is { } springboard
-                && Overlap(springboard.Address, ImplantEncoder.JumpLength, address, ImplantEncoder.JumpLength));
+            return PatchesOf(address).Exists(patch =>
+                patch.State == PatchState.InForce && Covers(patch.Plan, address, ImplantEncoder.JumpLength));
         }
     }
 
     private static bool Overlaps(PatchPlan one, PatchPlan other) =>
-        Overlap(one.Window, one.Original.Length, other.Window, other.Original.Length)
-        || (one.Springboard is { } mine && other.Springboard is { } its
-            && Overlap(mine.Address, mine.Original.Length, its.Address, its.Original.Length));
+        Covers(one, other.Window, other.Original.Length)
+        || (other.Springboard is { } springboard && Covers(one, springboard.Address, springboard.Original.Length));
+
+    /// <summary>Whether a patch changes any of some bytes, in its window or in its springboard.</summary>
+    private static bool Covers(PatchPlan plan, ulong address, int length) =>
+        Overlap(plan.Window, plan.Original.Length, address, length)
+        || (plan.Springboard is { } springboard && Overlap(springboard.Address, springboard.Original.Length, address, length));
 
     private static bool Overlap(ulong one, int length, ulong other, int otherLength) =>
         one < other + (ulong)otherLength && other < one + (ulong)length;
@@ -333,6 +333,13 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
     private Patch? Build(PatchPlan plan, out string reason)
     {
         ImmutableArray<Instruction> window = WindowInstructions(plan);
+        int shortest = plan.Springboard is null ? ImplantEncoder.JumpLength : ImplantEncoder.ShortJumpLength;
+        if (window.IsEmpty || plan.Original.Length < shortest)
+        {
+            reason = "the window is no code that a jump fits into";
+            return null;
+        }
+
         int[] boundaries = [.. window.Select(instruction => (int)(instruction.IP - plan.Window))];
         EncodedImplant? draft = ImplantEncoder.Encode(window, templates, MachineLayout.ArenaBase, out reason);
         if (draft is null)
@@ -397,13 +404,20 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
 
     private bool TryEnforce(Patch patch, out string reason)
     {
+        // Whatever was free when the patch was prepared: another one may have come back since.
+        if (PatchesOf(patch.Plan.Window).Find(other => other.State == PatchState.InForce && Overlaps(other.Plan, patch.Plan)) is { } there)
+        {
+            reason = $"it overlaps the patch at 0x{there.Plan.Window:x}";
+            return false;
+        }
+
         Replacement result = Replacement.Done;
         if (patch.Plan.Springboard is { } springboard)
         {
             result = code.TryReplace(
                 springboard.Address,
                 springboard.Original.AsSpan(),
-                ImplantEncoder.Jump(springboard.Address, springboard.Original.Length, patch.Implant.Address).AsSpan());
+                SpringboardJump(springboard, patch.Implant.Address).AsSpan());
         }
 
         if (result == Replacement.Done)
@@ -429,6 +443,23 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
         patch.State = PatchState.InForce;
         Map.Open(patch.Plan.Window, patch.Implant, patch.End);
         return true;
+    }
+
+    private static ImmutableArray<byte> SpringboardJump(Springboard springboard, ulong implant) =>
+        ImplantEncoder.Jump(springboard.Address, springboard.Original.Length, implant);
+
+    /// <summary>How a scanned page differs from what should be in it; null when it does not.</summary>
+    private string? Difference(ulong address, ImmutableArray<byte> expected)
+    {
+        byte[] bytes = new byte[expected.Length];
+        if (!code.TryReadRunning(address, bytes))
+        {
+            return "in force, but its page is not scanned";
+        }
+
+        return bytes.AsSpan().SequenceEqual(expected.AsSpan())
+            ? null
+            : $"{Convert.ToHexString(bytes)} instead of {Convert.ToHexString(expected.AsSpan())} at 0x{address:x}";
     }
 
     private static ImmutableArray<string> Disassemble(ulong address, ReadOnlySpan<byte> bytes) =>
