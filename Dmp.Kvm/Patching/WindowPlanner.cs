@@ -223,6 +223,12 @@ internal sealed class WindowPlanner(IGuestText text, TemplateSet templates)
                 return null;
             }
 
+            // What runs there is not the guest's byte but a trap, which no patch may take away.
+            if (last < function.Length && CodeScan.SilentInstructions.IsSilent(function[last]))
+            {
+                return null;
+            }
+
             displacement = (sbyte)behind[0];
         }
 
@@ -286,7 +292,10 @@ internal sealed class WindowPlanner(IGuestText text, TemplateSet templates)
             paddingOf = range.Start;
             paddingStart = range.End;
             HashSet<ulong> targets = BranchTargets(function);
-            for (int index = function.Length - 1; index > 0; index--)
+
+            // Of a function that is too long, or cannot all be read, the rest is code as well.
+            bool isWhole = !function.IsEmpty && function[^1].NextIP == range.End;
+            for (int index = isWhole ? function.Length - 1 : 0; index > 0; index--)
             {
                 bool idle = function[index].Mnemonic is Mnemonic.Nop or Mnemonic.Int3 && !targets.Contains(function[index].IP);
                 if (!idle)
