@@ -73,6 +73,7 @@ internal static class JournalCodec
         {
             Transaction = intended.Transaction,
             Patches = { intended.Patches.Select(Write) },
+            KernelBase = intended.KernelBase,
         },
         JournalEvent.PatchApplied applied => new Wire.PatchApplied
         {
@@ -104,6 +105,7 @@ internal static class JournalCodec
             Variants = { state.Variants.Select(Write) },
             Refusals = { state.Refusals.Values.Select(Write) },
             Disabled = { state.Disabled },
+            KernelBase = state.KernelBase,
         },
         _ => throw new JournalFormatException($"{value.GetType()} is nothing that the patch journal keeps"),
     };
@@ -116,6 +118,7 @@ internal static class JournalCodec
         Templates = { patch.Templates.Select(template => new Wire.Template { Name = template.Name, Version = template.Version }) },
         SpringboardOffset = patch.Springboard is { } board ? unchecked((long)board.Address) : 0,
         Springboard = ByteString.CopyFrom(patch.Springboard is { } padding ? padding.Original.AsSpan() : []),
+        Symbol = patch.Symbol,
     };
 
     private static Wire.PatchRefused Write(JournalEvent.PatchRefused refused) => new()
@@ -124,6 +127,8 @@ internal static class JournalCodec
         Bytes = ByteString.CopyFrom(refused.Bytes.AsSpan()),
         Reason = refused.Reason,
         Kind = refused.Kind.ToString(),
+        Symbol = refused.Symbol,
+        KernelBase = refused.KernelBase,
     };
 
     private static Wire.Entry Write(JournalEntry entry) => new()
@@ -153,10 +158,13 @@ internal static class JournalCodec
             [.. patch.Templates.Select(template => new TemplateUse(template.Name, template.Version))],
             patch.Springboard.IsEmpty
                 ? null
-                : new Springboard(unchecked((ulong)patch.SpringboardOffset), ImmutableArray.Create(patch.Springboard.Span)));
+                : new Springboard(unchecked((ulong)patch.SpringboardOffset), ImmutableArray.Create(patch.Springboard.Span)))
+        {
+            Symbol = patch.Symbol,
+        };
 
     private static JournalEvent.PatchIntended Read(Wire.PatchIntended intended) =>
-        new(intended.Transaction, [.. intended.Patches.Select(Read)]);
+        new(intended.Transaction, [.. intended.Patches.Select(Read)]) { KernelBase = intended.KernelBase };
 
     private static JournalEvent.PatchApplied Read(Wire.PatchApplied applied) => new(applied.Transaction, [.. applied.Offsets]);
 
@@ -167,7 +175,11 @@ internal static class JournalCodec
         refused.SiteOffset,
         ImmutableArray.Create(refused.Bytes.Span),
         refused.Reason,
-        Enum.TryParse(refused.Kind, out ExitKind kind) && Enum.IsDefined(kind) ? kind : ExitKind.Other);
+        Enum.TryParse(refused.Kind, out ExitKind kind) && Enum.IsDefined(kind) ? kind : ExitKind.Other)
+    {
+        Symbol = refused.Symbol,
+        KernelBase = refused.KernelBase,
+    };
 
     private static JournalEvent ReadEnded(byte[] bytes, Func<long, string, JournalEvent> create)
     {
@@ -218,6 +230,7 @@ internal static class JournalCodec
             Refusals = refusals.ToImmutable(),
             Disabled = [.. snapshot.Disabled],
             Variants = [.. snapshot.Variants.Select(Read)],
+            KernelBase = snapshot.KernelBase,
         };
     }
 

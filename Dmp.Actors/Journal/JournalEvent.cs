@@ -23,9 +23,12 @@ public abstract record JournalEvent
     /// <param name="Patches">What is to be applied.</param>
     public sealed record PatchIntended(long Transaction, ImmutableArray<JournaledPatch> Patches) : JournalEvent
     {
+        /// <summary>Where the kernel lay in that run, for people; 0 when not known.</summary>
+        public ulong KernelBase { get; init; }
+
         /// <inheritdoc/>
         public bool Equals(PatchIntended? other) => other is not null && Transaction == other.Transaction
-            && Patches.AsSpan().SequenceEqual(other.Patches.AsSpan());
+            && KernelBase == other.KernelBase && Patches.AsSpan().SequenceEqual(other.Patches.AsSpan());
 
         /// <inheritdoc/>
         public override int GetHashCode() => HashCode.Combine(Transaction, Patches.Length);
@@ -65,9 +68,15 @@ public abstract record JournalEvent
     /// <param name="Kind">What its exits are.</param>
     public sealed record PatchRefused(long SiteOffset, ImmutableArray<byte> Bytes, string Reason, ExitKind Kind) : Fact
     {
+        /// <summary>The site's name as symbol+offset, for people; empty when not known.</summary>
+        public string Symbol { get; init; } = string.Empty;
+
+        /// <summary>Where the kernel lay in that run, for people; 0 when not known.</summary>
+        public ulong KernelBase { get; init; }
+
         /// <inheritdoc/>
         public bool Equals(PatchRefused? other) => other is not null && SiteOffset == other.SiteOffset && Reason == other.Reason
-            && Kind == other.Kind && Bytes.AsSpan().SequenceEqual(other.Bytes.AsSpan());
+            && Symbol == other.Symbol && KernelBase == other.KernelBase && Kind == other.Kind && Bytes.AsSpan().SequenceEqual(other.Bytes.AsSpan());
 
         /// <inheritdoc/>
         public override int GetHashCode() => HashCode.Combine(SiteOffset, Bytes.Length, Reason, Kind);

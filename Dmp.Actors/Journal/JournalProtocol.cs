@@ -21,7 +21,11 @@ public static class JournalProtocol
     /// without that answer none of them may be applied.</summary>
     /// <param name="RequestId">Id of the request.</param>
     /// <param name="Patches">At least one; no two with the same offset.</param>
-    public sealed record Intend(long RequestId, ImmutableArray<JournaledPatch> Patches) : IRequest;
+    public sealed record Intend(long RequestId, ImmutableArray<JournaledPatch> Patches) : IRequest
+    {
+        /// <summary>Where the kernel lies in this run, for people; 0 when not known.</summary>
+        public ulong KernelBase { get; init; }
+    }
 
     /// <summary>
     /// Store what became of a transaction, or of a part of it. Answered with <see cref="Completed"/>. After

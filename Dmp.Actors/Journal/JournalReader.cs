@@ -21,6 +21,19 @@ public static class JournalReader
     public static async Task<ImmutableSortedDictionary<string, JournalState>> ReadAsync(
         JournalConnection connection, ControlSettings settings)
     {
+        ImmutableSortedDictionary<string, KernelHistory> kernels =
+            await ReadHistoriesAsync(connection, settings).ConfigureAwait(false);
+        return kernels.ToImmutableSortedDictionary(kernel => kernel.Key, kernel => kernel.Value.State, StringComparer.Ordinal);
+    }
+
+    /// <summary>As <see cref="ReadAsync(JournalConnection, ControlSettings)"/>, with all that led there.</summary>
+    /// <param name="connection">Where the journal is.</param>
+    /// <param name="settings">The settings file.</param>
+    /// <returns>By kernel id, in alphabetical order.</returns>
+    /// <exception cref="UnusableInputException">So.</exception>
+    public static async Task<ImmutableSortedDictionary<string, KernelHistory>> ReadHistoriesAsync(
+        JournalConnection connection, ControlSettings settings)
+    {
         ArgumentNullException.ThrowIfNull(settings);
         RequireFile(connection);
         try
@@ -48,36 +61,43 @@ public static class JournalReader
         }
     }
 
-    private static async Task<ImmutableSortedDictionary<string, JournalState>> ReadAsync(JournalSession session)
+    private static async Task<ImmutableSortedDictionary<string, KernelHistory>> ReadAsync(JournalSession session)
     {
         using ActorMaterializer materializer = session.System.Materializer();
         SqlReadJournal journal = PersistenceQuery.Get(session.System).ReadJournalFor<SqlReadJournal>(SqlReadJournal.Identifier);
         ImmutableList<string> streams = await journal.CurrentPersistenceIds()
             .RunAggregate(ImmutableList<string>.Empty, (known, stream) => known.Add(stream), materializer).ConfigureAwait(false);
-        var kernels = ImmutableSortedDictionary.CreateBuilder<string, JournalState>(StringComparer.Ordinal);
+        var kernels = ImmutableSortedDictionary.CreateBuilder<string, KernelHistory>(StringComparer.Ordinal);
         foreach (string stream in streams)
         {
             if (PatchJournal.KernelIdOf(stream) is { } kernel)
             {
-                kernels[kernel] = await StateAsync(journal, stream, materializer).ConfigureAwait(false);
+                kernels[kernel] = await HistoryAsync(journal, stream, materializer).ConfigureAwait(false);
             }
         }
 
         return kernels.ToImmutable();
     }
 
-    private static async Task<JournalState> StateAsync(SqlReadJournal journal, string stream, ActorMaterializer materializer)
+    private static async Task<KernelHistory> HistoryAsync(SqlReadJournal journal, string stream, ActorMaterializer materializer)
     {
-        Source<EventEnvelope, NotUsed> events = journal.CurrentEventsByPersistenceId(stream, 0, long.MaxValue);
-        JournalState state = await events
+        Source<EventEnvelope, NotUsed> stored = journal.CurrentEventsByPersistenceId(stream, 0, long.MaxValue);
+        ImmutableArray<RecordedEvent>.Builder events = await stored
             .RunAggregate(
-                JournalState.Empty,
-                (before, envelope) => envelope.Event is JournalEvent happened
-                    ? before.Apply(happened)
-                    : throw new JournalFormatException($"it holds a {envelope.Event.GetType().Name}"),
+                ImmutableArray.CreateBuilder<RecordedEvent>(),
+                (before, envelope) =>
+                {
+                    before.Add(envelope.Event is JournalEvent happened
+                        ? new RecordedEvent(new DateTime(envelope.Timestamp, DateTimeKind.Utc), happened)
+                        : throw new JournalFormatException($"it holds a {envelope.Event.GetType().Name}"));
+                    return before;
+                },
                 materializer)
             .ConfigureAwait(false);
-        return state.Unresolved(PatchJournal.EndedBefore, ImmutableHashSet<long>.Empty)
-            .Aggregate(state, (before, aborted) => before.Apply(aborted));
+        JournalState state = events.Aggregate(JournalState.Empty, (before, recorded) => before.Apply(recorded.Event));
+        return new KernelHistory(
+            events.ToImmutable(),
+            state.Unresolved(PatchJournal.EndedBefore, ImmutableHashSet<long>.Empty)
+                .Aggregate(state, (before, aborted) => before.Apply(aborted)));
     }
 }

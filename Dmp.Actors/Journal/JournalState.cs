@@ -109,6 +109,9 @@ public sealed record JournalState
     /// <summary>Offsets that the user switched off.</summary>
     public ImmutableSortedSet<long> Disabled { get; init; } = [];
 
+    /// <summary>Where the kernel lay in the last run that said so, for people; 0 when none did.</summary>
+    public ulong KernelBase { get; init; }
+
     /// <summary>All sites, in the order of their offsets.</summary>
     public ImmutableArray<JournaledSite> Sites
     {
@@ -135,7 +138,7 @@ public sealed record JournalState
         JournalEvent.PatchIntended intended => Intend(intended),
         JournalEvent.PatchApplied applied => ApplyPatches(applied),
         JournalEvent.PatchAborted aborted => Resolve(aborted.Transaction, aborted.Offsets, PatchStatus.Aborted, aborted.Reason),
-        JournalEvent.PatchRefused refused => WithRefusals(Refusals.SetItem(refused.SiteOffset, refused)),
+        JournalEvent.PatchRefused refused => WithRefusals(Refusals.SetItem(refused.SiteOffset, refused), refused.KernelBase),
         JournalEvent.PatchReverted reverted => Change(
             reverted.Offset, entry => entry with { Status = PatchStatus.Reverted, Reason = reverted.Reason }),
         JournalEvent.PatchMismatched mismatched => Change(
@@ -240,7 +243,7 @@ public sealed record JournalState
     ];
 
     /// <inheritdoc/>
-    public bool Equals(JournalState? other) => other is not null && LastTransaction == other.LastTransaction
+    public bool Equals(JournalState? other) => other is not null && LastTransaction == other.LastTransaction && KernelBase == other.KernelBase
         && Entries.SequenceEqual(other.Entries) && Variants.SequenceEqual(other.Variants) && Refusals.SequenceEqual(other.Refusals) && Disabled.SequenceEqual(other.Disabled);
 
     /// <inheritdoc/>
@@ -314,6 +317,7 @@ public sealed record JournalState
             Entries = entries.ToImmutable(),
             Variants = [.. variants],
             Refusals = refusals.ToImmutable(),
+            KernelBase = intended.KernelBase != 0 ? intended.KernelBase : KernelBase,
         };
     }
 
@@ -373,8 +377,10 @@ public sealed record JournalState
         };
     }
 
-    private JournalState WithRefusals(ImmutableSortedDictionary<long, JournalEvent.PatchRefused> refusals) =>
-        refusals == Refusals ? this : this with { Refusals = refusals };
+    private JournalState WithRefusals(ImmutableSortedDictionary<long, JournalEvent.PatchRefused> refusals, ulong kernelBase) =>
+        refusals == Refusals
+            ? this
+            : this with { Refusals = refusals, KernelBase = kernelBase != 0 ? kernelBase : KernelBase };
 
     private JournalState WithDisabled(ImmutableSortedSet<long> disabled) =>
         disabled == Disabled ? this : this with { Disabled = disabled };

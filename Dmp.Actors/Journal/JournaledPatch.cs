@@ -13,6 +13,9 @@ namespace Dmp.Actors.Journal;
 public sealed record JournaledPatch(
     long Offset, ImmutableArray<byte> Original, long SiteOffset, ImmutableArray<TemplateUse> Templates, Springboard? Springboard = null)
 {
+    /// <summary>The site's name as symbol+offset, for people: says nothing that a patch is known by. Empty when not known.</summary>
+    public string Symbol { get; init; } = string.Empty;
+
     /// <summary>Offset of the first byte behind the window.</summary>
     public long End => Offset + Original.Length;
 

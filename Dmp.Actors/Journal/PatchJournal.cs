@@ -161,7 +161,7 @@ public sealed class PatchJournal : UntypedPersistentActor
 
         long transaction = state.LastTransaction + 1;
         Store(
-            [new JournalEvent.PatchIntended(transaction, intend.Patches)],
+            [new JournalEvent.PatchIntended(transaction, intend.Patches) { KernelBase = intend.KernelBase }],
             () => Reply(number, new Intended(intend.RequestId, transaction)));
     }
 

@@ -47,7 +47,7 @@ public sealed class VolatileJournal : ReceiveActor
         }
 
         long transaction = state.LastTransaction + 1;
-        state = state.Apply(new JournalEvent.PatchIntended(transaction, intend.Patches));
+        state = state.Apply(new JournalEvent.PatchIntended(transaction, intend.Patches) { KernelBase = intend.KernelBase });
         Sender.Tell(new Intended(intend.RequestId, transaction));
     }
 

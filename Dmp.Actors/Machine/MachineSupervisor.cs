@@ -201,7 +201,10 @@ public sealed class MachineSupervisor : ReceiveActor, IWithTimers
         IActorRef writer = Context.Watch(Context.ActorOf(GuestMemoryWriter.Props(engine), "writer"));
         coordinator = Context.Watch(Context.ActorOf(
             QuiesceCoordinator.Props(vcpus.ToImmutableSortedDictionary(), writer, clock, settings), "quiesce"));
-        var peers = new PlannerPeers(journal, coordinator, options.Replay, RecordUnused: true);
+        var peers = new PlannerPeers(journal, coordinator, options.Replay, RecordUnused: true)
+        {
+            Symbol = address => (machine as IMachineFacts)?.Symbol(address),
+        };
         planner = Context.Watch(Context.ActorOf(PatchPlanner.Props(engine, book, peers, settings), "planner"));
         aggregator.Tell(new ExitProtocol.ReportHotSites(planner));
         Timers.StartSingleTimer(ReplayTimer, new ReplayTimedOut(), settings.ReplayWait);

@@ -11,9 +11,12 @@ namespace Dmp.Actors.Planning;
 /// <param name="patchLimit">Patches that a machine may have.</param>
 public sealed class PatchBook(int patchLimit)
 {
+    private const string SwitchedOff = "switched off by the user";
+
     private readonly Dictionary<ulong, RefusedSite> refused = [];
     private readonly Dictionary<ulong, string> candidates = [];
     private readonly List<Entry> entries = [];
+    private readonly HashSet<ulong> besideDisabled = [];
     private ImmutableArray<ulong> disabled = [];
 
     /// <summary>Whether the patches of earlier runs have been handed over, or given up.</summary>
@@ -45,6 +48,13 @@ public sealed class PatchBook(int patchLimit)
     /// <summary>The user switched these sites off.</summary>
     public void Disable(ImmutableArray<ulong> sites) => disabled = sites;
 
+    /// <summary>A site's window, as it is planned now, holds one that the user switched off.</summary>
+    public void SwitchOff(ulong site)
+    {
+        _ = candidates.Remove(site);
+        _ = besideDisabled.Add(site);
+    }
+
     /// <summary>Whether the user switched off a site in a plan's window.</summary>
     public bool IsDisabled(PatchPlan plan)
     {
@@ -68,6 +78,12 @@ public sealed class PatchBook(int patchLimit)
                 reason = "a patch covers it";
                 return false;
             }
+        }
+
+        if (disabled.Contains(site.Rip))
+        {
+            reason = SwitchedOff;
+            return false;
         }
 
         if (refused.TryGetValue(site.Rip, out RefusedSite? before) && hasBytes(site.Rip, before.Bytes))
@@ -157,6 +173,8 @@ public sealed class PatchBook(int patchLimit)
         Sites = candidates.Select(site => KeyValuePair.Create(site.Key, new PatchedSite(PatchedSiteState.Candidate, "", site.Value)))
             .Concat(refused.Select(site =>
                 KeyValuePair.Create(site.Key, new PatchedSite(PatchedSiteState.Refused, "", site.Value.Reason))))
+            .Concat(disabled.Union(besideDisabled).Select(site =>
+                KeyValuePair.Create(site, new PatchedSite(PatchedSiteState.Disabled, "", SwitchedOff))))
             .GroupBy(site => site.Key)
             .ToImmutableSortedDictionary(group => group.Key, group => group.Last().Value),
         Windows =

@@ -124,6 +124,9 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
     {
         bool first = !journalAvailable;
         journalAvailable = true;
+
+        // Also when the guest did not wait for it: what the user switched off is not to be patched by a journal that came late.
+        book.Disable([.. available.Journal.Disabled.Select(offset => unchecked(engine.KernelBase + (ulong)offset))]);
         if (first && !book.ReplayStarted)
         {
             book.ReplayStarted = true;
@@ -133,7 +136,6 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
                 engine.Replay([.. plan.Patches.Select(patch => patch.ToPlan(engine.KernelBase))]);
             }
 
-            book.Disable([.. available.Journal.Disabled.Select(offset => unchecked(engine.KernelBase + (ulong)offset))]);
             Context.Parent.Tell(new Ready());
         }
 
@@ -214,10 +216,14 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
         {
             case PlanResult.Refused refused:
                 book.Refuse(site.Rip, refused.Bytes, refused.Reason);
-                facts.Add(new JournalEvent.PatchRefused(Offset(site.Rip), refused.Bytes, refused.Reason, site.Kind));
+                facts.Add(new JournalEvent.PatchRefused(Offset(site.Rip), refused.Bytes, refused.Reason, site.Kind)
+                {
+                    Symbol = Symbol(site.Rip),
+                    KernelBase = engine.KernelBase,
+                });
                 break;
             case PlanResult.Planned { Plan: var plan } when book.IsDisabled(plan):
-                book.Postpone(site.Rip, "switched off by the user");
+                book.SwitchOff(site.Rip);
                 break;
             case PlanResult.Planned { Plan: var plan }:
                 if (engine.Prepare(plan, out string reason) is { } patch)
@@ -242,8 +248,10 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
 
         long id = NextId();
         current = new Transaction(id, [.. prepared.Select(entry => entry.Patch)], [], answer);
-        peers.Journal.Tell(new JournalProtocol.Intend(
-            id, [.. prepared.Select(entry => JournaledPatch.Of(entry.Patch.Plan, engine.KernelBase))]));
+        peers.Journal.Tell(new JournalProtocol.Intend(id, [.. prepared.Select(entry => Journaled(entry.Patch.Plan))])
+        {
+            KernelBase = engine.KernelBase,
+        });
         observed = [.. prepared.Select(entry =>
             (JournalEvent.Fact)new JournalEvent.PatchObserved(Offset(entry.Patch.Plan.Window), entry.Exits, at))];
     }
@@ -412,6 +420,11 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
         waiting.From.Tell(new Stopped(waiting.Request.RequestId, book.Summarize()));
     }
 
+    private JournaledPatch Journaled(PatchPlan plan) =>
+        JournaledPatch.Of(plan, engine.KernelBase) with { Symbol = Symbol(plan.Site) };
+
+    private string Symbol(ulong address) => peers.Symbol(address) ?? string.Empty;
+
     private long Offset(ulong address) => unchecked((long)(address - engine.KernelBase));
 
     private sealed record Transaction(
@@ -436,4 +449,8 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
 /// <param name="Coordinator">Stops the world.</param>
 /// <param name="Replay">Whether patches of earlier runs are replayed.</param>
 /// <param name="RecordUnused">Whether replayed patches that were never used are recorded as mismatched.</param>
-public sealed record PlannerPeers(IActorRef Journal, IActorRef Coordinator, bool Replay, bool RecordUnused);
+public sealed record PlannerPeers(IActorRef Journal, IActorRef Coordinator, bool Replay, bool RecordUnused)
+{
+    /// <summary>Names a guest address, for whoever reads the journal without the guest. Any thread.</summary>
+    public Func<ulong, string?> Symbol { get; init; } = _ => null;
+}

@@ -383,7 +383,7 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
     /// The instructions that run in the implant: what stands behind a return is padding, and the first byte of an instruction that is cut
     /// off stays where it is.
     /// </summary>
-    private static ImmutableArray<Instruction> WindowInstructions(PatchPlan plan)
+    internal static ImmutableArray<Instruction> WindowInstructions(PatchPlan plan)
     {
         ImmutableArray<Instruction> all = ImplantEncoder.Decode(plan.Window, plan.Original.AsSpan());
         for (int index = 0; index < all.Length; index++)
