@@ -1,5 +1,6 @@
 using System.CommandLine;
 using System.CommandLine.Invocation;
+using System.CommandLine.Parsing;
 using Dmp.Host.Verbs;
 using Dmp.Kvm;
 
@@ -25,6 +26,7 @@ internal static class CommandLine
                 DemoVerb.Create(host),
                 RunVerb.Create(host),
                 ProbeVerb.Create(host),
+                PatchesVerb.Create(host),
                 GuestVerb.Create(host),
             };
             root.HelpName = "dmp";
@@ -75,7 +77,7 @@ internal static class CommandLine
     private static int Usage(ParseResult parsed, RootCommand root, HostEnvironment host)
     {
         Command command = parsed.CommandResult.Command;
-        string help = command == root ? "dmp --help" : $"dmp {command.Name} --help";
+        string help = $"{NameOf(parsed.CommandResult)} --help";
         string problem = (command == root, parsed.UnmatchedTokens) switch
         {
             (true, []) => "no verb is given",
@@ -85,6 +87,11 @@ internal static class CommandLine
         host.Error.WriteLine($"dmp: {problem}; see '{help}'");
         return ExitCodes.Usage;
     }
+
+    /// <summary>A command with the verbs above it, as the user types it.</summary>
+    private static string NameOf(CommandResult command) => command.Parent is CommandResult above
+        ? $"{NameOf(above)} {command.Command.Name}"
+        : "dmp";
 
     private static string OneLine(string text) => text.ReplaceLineEndings(" ");
 }

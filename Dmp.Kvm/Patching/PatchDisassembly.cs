@@ -1,4 +1,5 @@
 using System.Collections.Immutable;
+using System.Globalization;
 using Dmp.Kvm.Memory;
 using Iced.Intel;
 
@@ -6,9 +7,9 @@ namespace Dmp.Kvm.Patching;
 
 /// <summary>An instruction as people read it.</summary>
 /// <param name="Address">Its address.</param>
-/// <param name="Bytes">Its bytes.</param>
+/// <param name="Bytes">Its bytes in hexadecimal, a space between them; "??" for one that differs from run to run.</param>
 /// <param name="Text">Its text.</param>
-public sealed record DisassembledInstruction(ulong Address, ImmutableArray<byte> Bytes, string Text);
+public sealed record DisassembledInstruction(ulong Address, string Bytes, string Text);
 
 /// <summary>
 /// What a patch changes, as people read it: made from the patch's plan alone, without a guest. Pure.
@@ -17,6 +18,7 @@ public static class PatchDisassembly
 {
     private const int OperandColumn = 8;
     private const string NotAnInstruction = "(bad)";
+    private const string CutOff = "(cut off)";
 
     /// <summary>Where implants are shown: a guest has them somewhere behind this address, in each run elsewhere.</summary>
     public static ulong ImplantBase => MachineLayout.ArenaBase;
@@ -40,7 +42,6 @@ public static class PatchDisassembly
         }, new Names(symbol));
         var output = new StringOutput();
         var lines = ImmutableArray.CreateBuilder<DisassembledInstruction>();
-        ImmutableArray<byte> all = [.. bytes];
         foreach (Instruction instruction in ImplantEncoder.Decode(address, bytes))
         {
             if (!instruction.IsInvalid)
@@ -51,11 +52,47 @@ public static class PatchDisassembly
             string text = output.ToStringAndReset();
             lines.Add(new DisassembledInstruction(
                 instruction.IP,
-                all.Slice((int)(instruction.IP - address), instruction.Length),
-                instruction.IsInvalid ? NotAnInstruction : text));
+                Hexadecimal(bytes.Slice((int)(instruction.IP - address), instruction.Length)),
+                !instruction.IsInvalid ? text : instruction.NextIP < address + (ulong)bytes.Length ? NotAnInstruction : CutOff));
         }
 
         return lines.ToImmutable();
+    }
+
+    /// <summary>What stands in a plan's window when the patch is in force.</summary>
+    /// <param name="plan">The plan.</param>
+    public static ImmutableArray<DisassembledInstruction> Window(PatchPlan plan)
+    {
+        ArgumentNullException.ThrowIfNull(plan);
+        if (plan.Springboard is not { } springboard)
+        {
+            return LongJump(plan.Window, plan.Original.Length);
+        }
+
+        byte[] bytes = [.. ImplantEncoder.ShortJump(plan.Window, ImplantEncoder.ShortJumpLength, springboard.Address)];
+        return
+        [
+            new DisassembledInstruction(plan.Window, Hexadecimal(bytes), "jmp     springboard"),
+            .. Traps(plan.Window, ImplantEncoder.ShortJumpLength, plan.Original.Length),
+        ];
+    }
+
+    /// <summary>What stands in a plan's springboard without the patch: no code, whatever it reads like; empty when it has none.</summary>
+    /// <param name="plan">The plan.</param>
+    public static ImmutableArray<DisassembledInstruction> Padding(PatchPlan plan)
+    {
+        ArgumentNullException.ThrowIfNull(plan);
+        return plan.Springboard is { } springboard
+            ? [new DisassembledInstruction(springboard.Address, Hexadecimal(springboard.Original.AsSpan()), "(padding)")]
+            : [];
+    }
+
+    /// <summary>What stands in a plan's springboard when the patch is in force; empty when it has none.</summary>
+    /// <param name="plan">The plan.</param>
+    public static ImmutableArray<DisassembledInstruction> Springboard(PatchPlan plan)
+    {
+        ArgumentNullException.ThrowIfNull(plan);
+        return plan.Springboard is { } springboard ? LongJump(springboard.Address, springboard.Original.Length) : [];
     }
 
     /// <summary>Makes the implant of a plan again, at <see cref="ImplantBase"/>, and disassembles it.</summary>
@@ -103,6 +140,23 @@ public static class PatchDisassembly
         reason = "its templates do not fit its bytes";
         return [];
     }
+
+    // Where the implant lies is decided anew in each run.
+    private static ImmutableArray<DisassembledInstruction> LongJump(ulong address, int length) =>
+    [
+        new DisassembledInstruction(address, "e9 ?? ?? ?? ??", "jmp     implant"),
+        .. Traps(address, ImplantEncoder.JumpLength, length),
+    ];
+
+    private static IEnumerable<DisassembledInstruction> Traps(ulong address, int from, int length) => length <= from
+        ? []
+        : [new DisassembledInstruction(
+            address + (ulong)from,
+            string.Join(' ', Enumerable.Repeat(Hexadecimal([ImplantEncoder.Filler]), length - from)),
+            length - from == 1 ? "hlt" : "hlt     each")];
+
+    private static string Hexadecimal(ReadOnlySpan<byte> bytes) =>
+        string.Join(' ', bytes.ToArray().Select(value => value.ToString("x2", CultureInfo.InvariantCulture)));
 
     /// <summary>Name of what implants share with the VMM.</summary>
     private static string? Shared(ulong address)
