@@ -1,6 +1,7 @@
 using System.CommandLine;
 using System.CommandLine.Invocation;
 using System.CommandLine.Parsing;
+using Dmp.Host.Terminal;
 using Dmp.Host.Verbs;
 using Dmp.Kvm;
 
@@ -9,6 +10,8 @@ namespace Dmp.Host;
 /// <summary>The command line: its verbs, and one line with the right exit code for everything that goes wrong.</summary>
 internal static class CommandLine
 {
+    private const int SignalOfBrokenPipe = 13;
+
     private const string Description =
         "Runs unmodified Linux guests with Dynamic Memory Paravirtualization.\n\n"
         + "'dmp demo' shows it. 'dmp test' runs the specifications.";
@@ -46,6 +49,11 @@ internal static class CommandLine
                 ProcessTerminationTimeout = null,
             };
             return await parsed.InvokeAsync(invocation, CancellationToken.None).ConfigureAwait(false);
+        }
+        catch (IOException gone) when (gone.HResult == DescriptorStream.BrokenPipe)
+        {
+            // `dmp patches list | head`: whoever read has what they wanted. .NET ignores the signal that would have ended us.
+            return ExitCodes.SignalBase + SignalOfBrokenPipe;
         }
         catch (Exception failure)
         {

@@ -9,6 +9,9 @@ namespace Dmp.Host.Terminal;
 /// </summary>
 internal sealed partial class DescriptorStream(int descriptor) : Stream
 {
+    /// <summary>Of an IOException: nobody reads any more (EPIPE).</summary>
+    public const int BrokenPipe = 32;
+
     // errno(3) and poll(2).
     private const int Interrupted = 4;
     private const int WouldBlock = 11;
@@ -104,7 +107,7 @@ internal sealed partial class DescriptorStream(int descriptor) : Stream
         }
         else if (error != Interrupted)
         {
-            throw new IOException($"{attempted} on descriptor {descriptor}: {Marshal.GetPInvokeErrorMessage(error)}");
+            throw new IOException($"{attempted} on descriptor {descriptor}: {Marshal.GetPInvokeErrorMessage(error)}", error);
         }
     }
 

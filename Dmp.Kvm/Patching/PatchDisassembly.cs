@@ -16,6 +16,7 @@ public sealed record DisassembledInstruction(ulong Address, string Bytes, string
 /// </summary>
 public static class PatchDisassembly
 {
+    private const int DecoderBits = 64;
     private const int OperandColumn = 8;
     private const string NotAnInstruction = "(bad)";
     private const string CutOff = "(cut off)";
@@ -42,18 +43,22 @@ public static class PatchDisassembly
         }, new Names(symbol));
         var output = new StringOutput();
         var lines = ImmutableArray.CreateBuilder<DisassembledInstruction>();
-        foreach (Instruction instruction in ImplantEncoder.Decode(address, bytes))
+        Decoder decoder = Decoder.Create(DecoderBits, new ByteArrayCodeReader(bytes.ToArray()), address);
+        while (decoder.IP < address + (ulong)bytes.Length)
         {
+            decoder.Decode(out Instruction instruction);
             if (!instruction.IsInvalid)
             {
                 formatter.Format(instruction, output);
             }
 
-            string text = output.ToStringAndReset();
+            string text = instruction.IsInvalid
+                ? decoder.LastError == DecoderError.NoMoreBytes ? CutOff : NotAnInstruction
+                : output.ToStringAndReset();
             lines.Add(new DisassembledInstruction(
                 instruction.IP,
                 Hexadecimal(bytes.Slice((int)(instruction.IP - address), instruction.Length)),
-                !instruction.IsInvalid ? text : instruction.NextIP < address + (ulong)bytes.Length ? NotAnInstruction : CutOff));
+                text));
         }
 
         return lines.ToImmutable();

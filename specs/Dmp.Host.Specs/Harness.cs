@@ -23,6 +23,8 @@ internal sealed class Harness : IDisposable
 
     public string Kernel { get; }
 
+    public string SettingsPath { get; } = Path.Combine(AppContext.BaseDirectory, "akka.hocon");
+
     public string Input { get; init; } = "";
 
     public Func<MachineConfiguration, IMachine> CreateMachine { get; init; } = _ => throw new InvalidOperationException("no machine");
@@ -43,7 +45,7 @@ internal sealed class Harness : IDisposable
             Error = TextWriter.Synchronized(error),
             TextConsole = () => AnsiConsole.Create(new AnsiConsoleSettings { Ansi = AnsiSupport.No, Out = new AnsiConsoleOutput(text) }),
             ErrorConsole = () => AnsiConsole.Create(new AnsiConsoleSettings { Ansi = AnsiSupport.No, Out = new AnsiConsoleOutput(error) }),
-            SettingsPath = Path.Combine(AppContext.BaseDirectory, "akka.hocon"),
+            SettingsPath = SettingsPath,
             GuestBuildPath = PathOf("build"),
             CreateMachine = CreateMachine,
             Probe = () => new ProbeReport([new ProbeFinding("cpl0", "emulated", "stubs stay short")], ["shadow writes in the VM"]),

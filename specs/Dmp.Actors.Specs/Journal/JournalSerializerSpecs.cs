@@ -39,6 +39,39 @@ public sealed class JournalSerializerSpecs : TestKit
         Assert.Equal(happened, serializer.FromBinary(Convert.FromHexString(bytes), manifest));
     }
 
+    [Fact(DisplayName = "What the kernel and its sites are called comes back, from events and from snapshots")]
+    public void Names()
+    {
+        const ulong Base = 0xffffffff81000000;
+        var intended = new JournalEvent.PatchIntended(1, [Journals.Patch(0x10) with { Symbol = "f+0x0" }]) { KernelBase = Base };
+        var refused = new JournalEvent.PatchRefused(0x40, [0xf4], "no", ExitKind.Halt) { Symbol = "g+0x2", KernelBase = Base + 1 };
+        Assert.Equal("f+0x0", Assert.IsType<JournalEvent.PatchIntended>(Again(intended)).Patches[0].Symbol);
+        Assert.Equal(Base, Assert.IsType<JournalEvent.PatchIntended>(Again(intended)).KernelBase);
+        Assert.Equal(refused, Again(refused));
+
+        var state = (JournalState)Again(JournalState.Empty.Apply(intended).Apply(refused));
+        Assert.Equal(Base + 1, state.KernelBase);
+        Assert.Equal("f+0x0", state.Entries[0x10].Patch.Symbol);
+        Assert.Equal("g+0x2", state.Refusals[0x40].Symbol);
+
+        static object Again(object value) => JournalCodec.Decode(JournalCodec.Encode(value), JournalCodec.Manifest(value));
+    }
+
+    [Fact(DisplayName = "A journal from before there were names is read, has none, and keeps those it is told later")]
+    public void Older_journals()
+    {
+        // The bytes that the versions without names stored.
+        var intended = (JournalEvent)JournalCodec.Decode(
+            Convert.FromHexString("0803121608031205" + "9c580f1f00" + "180322090a0570757368661001"), "in");
+        var refused = (JournalEvent)JournalCodec.Decode(Convert.FromHexString("08021201f41a026e6f220448616c74"), "rf");
+        JournalState old = JournalState.Empty.Apply(intended).Apply(refused);
+        Assert.Equal((0UL, "", ""), (old.KernelBase, old.Entries[-2].Patch.Symbol, old.Refusals[1].Symbol));
+
+        JournalState told = old.Apply(new JournalEvent.PatchRefused(1, [0xf4], "no", ExitKind.Halt) { Symbol = "f+0x1", KernelBase = 0x1000 });
+        Assert.Equal((0x1000UL, "f+0x1"), (told.KernelBase, told.Refusals[1].Symbol));
+        Assert.Equal(0x1000UL, told.Apply(intended).KernelBase);
+    }
+
     [Fact(DisplayName = "Snapshots have the serializer of the events")]
     public void Snapshots() => Assert.IsType<JournalSerializer>(Sys.Serialization.FindSerializerFor(JournalState.Empty));
 

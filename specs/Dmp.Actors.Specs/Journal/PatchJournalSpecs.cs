@@ -189,6 +189,27 @@ public sealed class PatchJournalSpecs : IDisposable
         Assert.Equal([0x10L, 0x20L], state.Replayable([new TemplateUse("pushf", 2)]).PlanAgain.ToArray());
     }
 
+    [Fact(DisplayName = "The history of a site has its own events only, and when they were stored")]
+    public async Task History_of_a_site()
+    {
+        DateTime before = DateTime.UtcNow;
+        await using (var journal = new OpenJournal(File))
+        {
+            await journal.ApplyAsync(0x10, 0x20);
+            await journal.RecordAsync(new JournalEvent.SiteRetired(0x20, "overwritten"), new JournalEvent.SiteDisabled(0x12));
+            await journal.IntendAsync(Journals.Patch(0x10));
+        }
+
+        KernelHistory kernel = (await JournalReader.ReadHistoriesAsync(JournalConnection.Parse(File), Journals.Default))[Journals.Kernel];
+        Assert.Equal(
+            [typeof(JournalEvent.PatchIntended), typeof(JournalEvent.PatchApplied), typeof(JournalEvent.SiteDisabled), typeof(JournalEvent.PatchIntended)],
+            kernel.Of(0x10).Select(recorded => recorded.Event.GetType()));
+        Assert.Contains(kernel.Of(0x20), recorded => recorded.Event is JournalEvent.SiteRetired);
+        Assert.Empty(kernel.Of(0x30));
+        Assert.All(kernel.Events, recorded => Assert.InRange(recorded.At, before.AddSeconds(-1), DateTime.UtcNow));
+        Assert.Equal(SiteState.Disabled, kernel.State.Sites.Single(site => site.SiteOffset == 0x10).State);
+    }
+
     [Fact(DisplayName = "Nobody reads or changes a file that a machine uses")]
     public async Task One_user_at_a_time()
     {
