@@ -25,7 +25,9 @@ public class PatchDisassemblySpecs
     public void Not_instructions()
     {
         Assert.Equal(["cli", "(cut off)"], PatchDisassembly.Lines(Site, [0xfa, 0xe9], NoNames).Select(line => line.Text));
-        Assert.Equal(["cli", "(bad)"], PatchDisassembly.Lines(Site, [0xfa, 0x06], NoNames).Select(line => line.Text));
+        
+        // 06 was PUSH ES; the decoder looks at what follows before it gives up.
+        Assert.Equal("(bad)", PatchDisassembly.Lines(Site, [0x06, .. Enumerable.Repeat((byte)0x90, 15)], NoNames)[0].Text);
         Assert.Empty(PatchDisassembly.Lines(Site, [], NoNames));
     }
 
