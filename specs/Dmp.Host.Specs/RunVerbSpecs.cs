@@ -61,8 +61,32 @@ public class RunVerbSpecs
                 Cpus = 2,
                 MemoryBytes = 1UL << 30,
                 DebugExitPort = 0xf4,
+                Patching = true,
+                DisabledTemplates = configuration!.DisabledTemplates,
             },
             configuration);
+        Assert.Empty(configuration.DisabledTemplates);
+    }
+
+    [Theory(DisplayName = "Only --mode trap makes no patches, and templates that are not wanted are not used")]
+    [InlineData("", true, "")]
+    [InlineData("--mode dmp", true, "")]
+    [InlineData("--mode trap", false, "")]
+    [InlineData("--without-template cli --without-template sti", true, "cli sti")]
+    public async Task Patching(string options, bool patching, string disabled)
+    {
+        MachineConfiguration? configuration = null;
+        using var harness = new Harness
+        {
+            CreateMachine = given =>
+            {
+                configuration = given;
+                return Guest("off", "");
+            },
+        };
+        await harness.RunAsync(["run", "--kernel", harness.Kernel, .. options.Split(' ', StringSplitOptions.RemoveEmptyEntries)]);
+        Assert.Equal(patching, configuration!.Patching);
+        Assert.Equal(disabled, string.Join(' ', configuration.DisabledTemplates.Order(StringComparer.Ordinal)));
     }
 
     [Fact(DisplayName = "Piped input reaches the guest, and its end is not the end of the run")]
