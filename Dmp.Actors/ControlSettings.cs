@@ -126,9 +126,9 @@ public sealed record ControlSettings
             RestartLimit = Count(config, "dmp.supervision.restart-limit"),
             RestartWindow = Time(config, "dmp.supervision.restart-window"),
             DetectionInterval = Time(config, "dmp.patching.detection-interval"),
-            HotThreshold = Count(config, "dmp.patching.threshold"),
+            HotThreshold = Count(config, "dmp.patching.threshold", least: 1),
             HalfLife = Time(config, "dmp.patching.half-life"),
-            BatchLimit = Count(config, "dmp.patching.batch-limit"),
+            BatchLimit = Count(config, "dmp.patching.batch-limit", least: 1),
             PatchLimit = Count(config, "dmp.patching.patch-limit"),
             NoticeInterval = Time(config, "dmp.patching.notice-interval"),
             ChurnInterval = Time(config, "dmp.patching.churn-interval", orZero: true),
@@ -152,10 +152,10 @@ public sealed record ControlSettings
         return value > TimeSpan.Zero || (orZero && value == TimeSpan.Zero) ? value : throw new UnusableInputException($"{path} must be more than zero");
     }
 
-    private static int Count(Config config, string path)
+    private static int Count(Config config, string path, int least = 0)
     {
         int value = Read(config, path, () => config.GetInt(path), "a whole number");
-        return value >= 0 ? value : throw new UnusableInputException($"{path} must not be negative");
+        return value >= least ? value : throw new UnusableInputException($"{path} must not be less than {least}");
     }
 
     private static T Read<T>(Config config, string path, Func<T> read, string expected)

@@ -329,19 +329,24 @@ public sealed record JournalState
             JournalEntry now = state.Entries[offset];
 
             // An older window of another shape over the same bytes, not over others, cannot be in force any more, nor be replayed.
-            var replaced = state.Entries.Values.Where(old => old.Status == PatchStatus.Applied && old.Patch.Offset != offset
-                && old.Patch.Offset < now.Patch.End && offset < old.Patch.End && old.Transaction != now.Transaction
-                && !old.Patch.IsVariantOf(now.Patch));
-            foreach (JournalEntry old in replaced)
+            // What the other stretches of the boot have at its offset stays.
+            ImmutableArray<JournalEntry> kept = state.Variants.RemoveAll(old => IsReplaced(old, now));
+            foreach (JournalEntry old in state.Entries.Values.Where(old => IsReplaced(old, now)))
             {
                 state = state.Change(
                     old.Patch.Offset,
                     entry => entry with { Status = PatchStatus.Reverted, Reason = "another window was patched instead" });
             }
+
+            state = state.WithVariants(kept);
         }
 
         return state;
     }
+
+    private static bool IsReplaced(JournalEntry old, JournalEntry now) => old.Status == PatchStatus.Applied
+        && old.Patch.Offset != now.Patch.Offset && old.Patch.Offset < now.Patch.End && now.Patch.Offset < old.Patch.End
+        && old.Transaction != now.Transaction && !old.Patch.IsVariantOf(now.Patch);
 
     private JournalState Resolve(long transaction, ImmutableArray<long> offsets, PatchStatus status, string reason)
     {
@@ -381,6 +386,9 @@ public sealed record JournalState
         refusals == Refusals
             ? this
             : this with { Refusals = refusals, KernelBase = kernelBase != 0 ? kernelBase : KernelBase };
+
+    private JournalState WithVariants(ImmutableArray<JournalEntry> variants) =>
+        variants == Variants ? this : this with { Variants = variants };
 
     private JournalState WithDisabled(ImmutableSortedSet<long> disabled) =>
         disabled == Disabled ? this : this with { Disabled = disabled };

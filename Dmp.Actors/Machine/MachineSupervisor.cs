@@ -156,6 +156,12 @@ public sealed class MachineSupervisor : ReceiveActor, IWithTimers
         settings.RestartWindow,
         failure =>
         {
+            if (failure is GuestCodeDamagedException)
+            {
+                Self.Tell(new End(new RunCause.OwnFailure(failure.Message, failure)));
+                return Directive.Stop;
+            }
+
             log.Warning("a control actor failed and is restarted: {0}", failure.Message);
             return Directive.Restart;
         });

@@ -65,8 +65,9 @@ public sealed class PatchBook(int patchLimit)
     /// <summary>Whether a hot site is to be planned.</summary>
     /// <param name="site">The site.</param>
     /// <param name="hasBytes">Whether the guest's code at an address is still what it was.</param>
+    /// <param name="planned">Patches that are planned already, and not yet entered here.</param>
     /// <param name="reason">Why not.</param>
-    public bool WantsPlan(HotSite site, Func<ulong, ImmutableArray<byte>, bool> hasBytes, out string reason)
+    public bool WantsPlan(HotSite site, Func<ulong, ImmutableArray<byte>, bool> hasBytes, int planned, out string reason)
     {
         ArgumentNullException.ThrowIfNull(site);
         ArgumentNullException.ThrowIfNull(hasBytes);
@@ -86,7 +87,8 @@ public sealed class PatchBook(int patchLimit)
             return false;
         }
 
-        if (refused.TryGetValue(site.Rip, out RefusedSite? before) && hasBytes(site.Rip, before.Bytes))
+        // Bytes that could not be read are no reason to stay away: they may be there by now.
+        if (refused.TryGetValue(site.Rip, out RefusedSite? before) && !before.Bytes.IsEmpty && hasBytes(site.Rip, before.Bytes))
         {
             reason = before.Reason;
             return false;
@@ -94,7 +96,7 @@ public sealed class PatchBook(int patchLimit)
 
         reason = "";
         _ = refused.Remove(site.Rip);
-        if (Standing.Length >= patchLimit)
+        if (Standing.Length + planned >= patchLimit)
         {
             reason = $"the machine has {patchLimit} patches";
             candidates[site.Rip] = reason;

@@ -19,19 +19,21 @@ namespace Dmp.Actors.Planning;
 /// </remarks>
 public sealed class PatchPlanner : ReceiveActor, IWithTimers
 {
+    private const string PatchingOff = "patching was switched off";
+    private const string RunEnds = "the run ends";
+
     private readonly ILoggingAdapter log = Context.GetLogger();
     private readonly IPatchEngine engine;
     private readonly PatchBook book;
     private readonly PlannerPeers peers;
     private readonly ControlSettings settings;
+    private readonly PlannerMemory memory;
     private readonly List<PatchNotice> notices = [];
     private readonly Queue<HotSite> hot = new();
     private readonly Queue<(SetPatching Request, IActorRef From)> switches = new();
 
     private static long lastRequestId;
-    private Transaction? current;
     private bool journalAvailable;
-    private bool enabled = true;
     private TimeSpan at;
     private (Stop Request, IActorRef From)? stop;
 
@@ -40,23 +42,32 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
     /// <param name="book">What is known; outlives the actor.</param>
     /// <param name="peers">Whom it works with.</param>
     /// <param name="settings">Times and limits.</param>
-    public PatchPlanner(IPatchEngine engine, PatchBook book, PlannerPeers peers, ControlSettings settings)
+    /// <param name="memory">The transaction under way; outlives the actor.</param>
+    public PatchPlanner(IPatchEngine engine, PatchBook book, PlannerPeers peers, ControlSettings settings, PlannerMemory memory)
     {
         this.engine = engine;
         this.book = book;
         this.peers = peers;
         this.settings = settings;
+        this.memory = memory;
         Receive<HotSitesDetected>(OnHotSites);
         Receive<NoticeTick>(_ => TakeNotices());
         Receive<ChurnTick>(_ => Churn());
         Receive<SetPatching>(set =>
         {
+            if (stop is not null)
+            {
+                Sender.Tell(new Refused(set.RequestId, RunEnds));
+                return;
+            }
+
             switches.Enqueue((set, Sender));
             Begin();
         });
         Receive<Stop>(request =>
         {
             stop = (request, Sender);
+            RefuseSwitches(RunEnds);
             AnswerStopIfIdle();
         });
 
@@ -80,8 +91,12 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
     /// <param name="book">What is known; outlives the actor.</param>
     /// <param name="peers">Whom it works with.</param>
     /// <param name="settings">Times and limits.</param>
-    public static Props Props(IPatchEngine engine, PatchBook book, PlannerPeers peers, ControlSettings settings) =>
-        Akka.Actor.Props.Create(() => new PatchPlanner(engine, book, peers, settings)).WithDispatcher(ControlSettings.Dispatcher);
+    public static Props Props(IPatchEngine engine, PatchBook book, PlannerPeers peers, ControlSettings settings)
+    {
+        var memory = new PlannerMemory();
+        return Akka.Actor.Props.Create(() => new PatchPlanner(engine, book, peers, settings, memory))
+            .WithDispatcher(ControlSettings.Dispatcher);
+    }
 
     /// <inheritdoc />
     protected override void PreStart()
@@ -98,18 +113,14 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
     {
         base.PostRestart(reason);
 
-        // The journal told its state to the predecessor. An answer of the coordinator to the predecessor still finds this actor.
+        // The journal told its state to the predecessor. Answers to the predecessor's transaction find this actor, which completes it.
         peers.Journal.Tell(new JournalProtocol.GetState(NextId()));
     }
 
     /// <inheritdoc />
     protected override void PreRestart(Exception reason, object message)
     {
-        foreach ((SetPatching request, IActorRef from) in switches)
-        {
-            from.Tell(new Refused(request.RequestId, "the planner failed"));
-        }
-
+        RefuseSwitches("the planner failed");
         if (stop is { } waiting)
         {
             Self.Tell(waiting.Request, waiting.From);
@@ -139,6 +150,8 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
             Context.Parent.Tell(new Ready());
         }
 
+        // Also when it comes too late for a replay.
+        book.Disable([.. available.Journal.Disabled.Select(offset => unchecked(engine.KernelBase + (ulong)offset))]);
         Begin();
     }
 
@@ -166,15 +179,20 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
     /// <summary>Begins the next transaction, if none is under way and there is something to do.</summary>
     private void Begin()
     {
-        if (current is not null || stop is not null)
+        if (memory.Current is not null || stop is not null)
         {
             return;
         }
 
-        if (switches.TryDequeue(out (SetPatching Request, IActorRef From) set))
+        while (switches.TryPeek(out (SetPatching Request, IActorRef From) set))
         {
+            // Stays in the queue while it may fail: who asked is answered in any case.
             Switch(set.Request, set.From);
-            return;
+            _ = switches.Dequeue();
+            if (memory.Current is not null)
+            {
+                return;
+            }
         }
 
         if (hot.Count == 0)
@@ -182,7 +200,7 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
             return;
         }
 
-        if (!journalAvailable || !enabled)
+        if (!journalAvailable || !memory.Enabled)
         {
             hot.Clear();
             return;
@@ -207,7 +225,7 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
     private void Consider(HotSite site, List<(PreparedPatch Patch, long Exits)> prepared, List<JournalEvent.Fact> facts)
     {
         bool covered = prepared.Exists(other => site.Rip >= other.Patch.Plan.Window && site.Rip < other.Patch.Plan.End);
-        if (covered || !book.WantsPlan(site, (address, bytes) => engine.HasBytes(address, bytes.AsSpan()), out _))
+        if (covered || !book.WantsPlan(site, (address, bytes) => engine.HasBytes(address, bytes.AsSpan()), prepared.Count, out _))
         {
             return;
         }
@@ -247,22 +265,25 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
         }
 
         long id = NextId();
-        current = new Transaction(id, [.. prepared.Select(entry => entry.Patch)], [], answer);
-        peers.Journal.Tell(new JournalProtocol.Intend(id, [.. prepared.Select(entry => Journaled(entry.Patch.Plan))])
+        memory.Current = new PlannerTransaction(
+            id,
+            [.. prepared.Select(entry => entry.Patch)],
+            [],
+            // One that only comes back has long been observed.
+            [.. prepared.Where(entry => entry.Exits > 0).Select(entry =>
+                (JournalEvent.Fact)new JournalEvent.PatchObserved(Offset(entry.Patch.Plan.Window), entry.Exits, at))],
+            answer);
+        peers.Journal.Tell(new JournalProtocol.Intend(
+            id, [.. prepared.Select(entry => Journaled(entry.Patch.Plan))])
         {
             KernelBase = engine.KernelBase,
         });
-        observed = [.. prepared.Select(entry =>
-            (JournalEvent.Fact)new JournalEvent.PatchObserved(Offset(entry.Patch.Plan.Window), entry.Exits, at))];
     }
-
-    private ImmutableArray<JournalEvent.Fact> observed = [];
 
     private void OnIntended(JournalProtocol.Intended intended)
     {
-        if (current is not { } transaction || transaction.Id != intended.RequestId)
+        if (memory.Current is not { } transaction || transaction.Id != intended.RequestId)
         {
-            // A predecessor's. Nothing was changed; the journal resolves it when it is opened the next time.
             return;
         }
 
@@ -272,7 +293,7 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
 
     private void OnJournalFailed(JournalProtocol.JournalFailed failed)
     {
-        if (current is not { } transaction || transaction.Id != failed.RequestId)
+        if (memory.Current is not { } transaction || transaction.Id != failed.RequestId)
         {
             return;
         }
@@ -300,7 +321,7 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
 
         foreach (PatchPlan plan in committed.Reverted)
         {
-            book.Withdraw(plan, "patching was switched off");
+            book.Withdraw(plan, PatchingOff);
         }
 
         if (!committed.Applied.IsEmpty || !committed.Failed.IsEmpty)
@@ -310,13 +331,17 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
                 committed.Transaction,
                 [.. committed.Applied.Select(plan => Offset(plan.Window))],
                 [.. committed.Failed.Select(failed => new JournalProtocol.AbortedPatch(Offset(failed.Plan.Window), failed.Reason))]));
-            peers.Journal.Tell(new JournalProtocol.Record(NextId(), observed));
         }
 
-        if (current is { } transaction && transaction.Id == committed.RequestId)
+        if (memory.Current is { } transaction && transaction.Id == committed.RequestId)
         {
+            if (!transaction.Observed.IsEmpty)
+            {
+                peers.Journal.Tell(new JournalProtocol.Record(NextId(), transaction.Observed));
+            }
+
             transaction.Answer?.From.Tell(new PatchingSet(
-                transaction.Answer.Value.Request.RequestId, enabled, committed.Applied.Length + committed.Reverted.Length));
+                transaction.Answer.Value.Request.RequestId, memory.Enabled, committed.Applied.Length + committed.Reverted.Length));
             End();
         }
     }
@@ -337,8 +362,13 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
                 [.. aborted.Commit.Patches.Select(patch => new JournalProtocol.AbortedPatch(Offset(patch.Plan.Window), aborted.Reason))]));
         }
 
+        foreach (PatchPlan plan in aborted.Reverted)
+        {
+            book.Withdraw(plan, PatchingOff);
+        }
+
         log.Info("a patch transaction was given up: {0}", aborted.Reason);
-        if (current is { } transaction && transaction.Id == aborted.RequestId)
+        if (memory.Current is { } transaction && transaction.Id == aborted.RequestId)
         {
             transaction.Answer?.From.Tell(new Refused(transaction.Answer.Value.Request.RequestId, aborted.Reason));
             End();
@@ -347,7 +377,7 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
 
     private void End()
     {
-        current = null;
+        memory.Current = null;
         AnswerStopIfIdle();
         Begin();
     }
@@ -355,14 +385,22 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
     private void Switch(SetPatching set, IActorRef from)
     {
         TakeNotices();
-        enabled = set.Enabled;
         if (!set.Enabled)
         {
             ImmutableArray<PatchPlan> standing = book.Standing;
-            current = new Transaction(NextId(), [], standing, (set, from));
-            peers.Coordinator.Tell(new QuiesceProtocol.Commit(current.Id, Transaction: 0, [], standing));
+            memory.Enabled = false;
+            memory.Current = new PlannerTransaction(NextId(), [], standing, [], (set, from));
+            peers.Coordinator.Tell(new QuiesceProtocol.Commit(memory.Current.Id, Transaction: 0, [], standing));
             return;
         }
+
+        if (!journalAvailable && !book.Withdrawn.IsEmpty)
+        {
+            from.Tell(new Refused(set.RequestId, "the patch journal is not available"));
+            return;
+        }
+
+        memory.Enabled = true;
 
         List<(PreparedPatch Patch, long Exits)> prepared = [];
         foreach (PatchPlan plan in book.Withdrawn)
@@ -373,9 +411,9 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
             }
         }
 
-        if (prepared.Count == 0 || !journalAvailable)
+        if (prepared.Count == 0)
         {
-            from.Tell(new PatchingSet(set.RequestId, enabled, 0));
+            from.Tell(new PatchingSet(set.RequestId, Enabled: true, 0));
             return;
         }
 
@@ -385,9 +423,9 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
     /// <summary>The stress mode: all patches are taken back, and at the next tick applied again.</summary>
     private void Churn()
     {
-        if (current is null && switches.Count == 0)
+        if (memory.Current is null && switches.Count == 0)
         {
-            Self.Tell(new SetPatching(NextId(), !enabled), ActorRefs.Nobody);
+            Self.Tell(new SetPatching(NextId(), !memory.Enabled), ActorRefs.Nobody);
         }
     }
 
@@ -402,7 +440,7 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
 
     private void AnswerStopIfIdle()
     {
-        if (stop is not { } waiting || current is not null)
+        if (stop is not { } waiting || memory.Current is not null)
         {
             return;
         }
@@ -420,18 +458,20 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
         waiting.From.Tell(new Stopped(waiting.Request.RequestId, book.Summarize()));
     }
 
+    private void RefuseSwitches(string reason)
+    {
+        while (switches.TryDequeue(out (SetPatching Request, IActorRef From) set))
+        {
+            set.From.Tell(new Refused(set.Request.RequestId, reason));
+        }
+    }
+
     private JournaledPatch Journaled(PatchPlan plan) =>
         JournaledPatch.Of(plan, engine.KernelBase) with { Symbol = Symbol(plan.Site) };
 
     private string Symbol(ulong address) => peers.Symbol(address) ?? string.Empty;
 
     private long Offset(ulong address) => unchecked((long)(address - engine.KernelBase));
-
-    private sealed record Transaction(
-        long Id,
-        ImmutableArray<PreparedPatch> Patches,
-        ImmutableArray<PatchPlan> Reverts,
-        (SetPatching Request, IActorRef From)? Answer);
 
     private sealed class NoticeTick
     {
@@ -454,3 +494,26 @@ public sealed record PlannerPeers(IActorRef Journal, IActorRef Coordinator, bool
     /// <summary>Names a guest address, for whoever reads the journal without the guest. Any thread.</summary>
     public Func<ulong, string?> Symbol { get; init; } = _ => null;
 }
+
+/// <summary>What a planner leaves to its successor besides the book. Only ever touched by one of them at a time.</summary>
+public sealed class PlannerMemory
+{
+    /// <summary>The transaction under way; its answers find whoever is the planner then.</summary>
+    internal PlannerTransaction? Current { get; set; }
+
+    /// <summary>Whether guest code is to be patched.</summary>
+    internal bool Enabled { get; set; } = true;
+}
+
+/// <summary>A transaction under way.</summary>
+/// <param name="Id">Id of the requests that belong to it.</param>
+/// <param name="Patches">Patches to apply.</param>
+/// <param name="Reverts">Patches to take back.</param>
+/// <param name="Observed">What the patched sites cost before.</param>
+/// <param name="Answer">Who has asked for it; null when hot sites did.</param>
+internal sealed record PlannerTransaction(
+    long Id,
+    ImmutableArray<PreparedPatch> Patches,
+    ImmutableArray<PatchPlan> Reverts,
+    ImmutableArray<JournalEvent.Fact> Observed,
+    (PlanningProtocol.SetPatching Request, IActorRef From)? Answer);

@@ -8,7 +8,8 @@ namespace Dmp.Actors.Quiesce;
 
 /// <summary>
 /// Stops the world for the writer, one epoch at a time. All decisions are <see cref="QuiesceStateMachine"/>'s; this actor carries out the
-/// effects. It holds vCPUs as any other pauser does: one that the supervisor holds as well goes on only when both let go.
+/// effects. Should it fail, its successor goes on with the very same epoch: nobody else knows which vCPUs it holds, or whether the writer
+/// writes. It holds vCPUs as any other pauser does: one that the supervisor holds as well goes on only when both let go.
 /// </summary>
 public sealed class QuiesceCoordinator : ReceiveActor, IWithTimers
 {
@@ -18,33 +19,35 @@ public sealed class QuiesceCoordinator : ReceiveActor, IWithTimers
     private readonly IActorRef writer;
     private readonly StopClock clock;
     private readonly ControlSettings settings;
-    private readonly Dictionary<long, IActorRef> askers = [];
-    private readonly List<double> stops = [];
-    private QuiesceState state;
-    private bool measureDue;
+    private readonly QuiesceMemory memory;
 
     /// <summary>Creates the actor; use <see cref="Props"/>.</summary>
     /// <param name="vcpus">The vCPUs' actors.</param>
     /// <param name="writer">The writer.</param>
     /// <param name="clock">The vCPUs' stops.</param>
     /// <param name="settings">Times.</param>
+    /// <param name="memory">What is known; outlives the actor.</param>
     public QuiesceCoordinator(
-        ImmutableSortedDictionary<int, IActorRef> vcpus, IActorRef writer, StopClock clock, ControlSettings settings)
+        ImmutableSortedDictionary<int, IActorRef> vcpus,
+        IActorRef writer,
+        StopClock clock,
+        ControlSettings settings,
+        QuiesceMemory memory)
     {
         this.vcpus = vcpus;
         this.writer = writer;
         this.clock = clock;
         this.settings = settings;
-        state = QuiesceState.Initial(vcpus.Keys);
+        this.memory = memory;
         Receive<Commit>(commit =>
         {
-            askers[commit.RequestId] = Sender;
+            memory.Askers[commit.RequestId] = Sender;
             Step(new QuiesceEvent.Asked(commit));
         });
         Receive<GetStopTimes>(get =>
         {
             Measure();
-            Sender.Tell(new StopTimes(get.RequestId, [.. stops.Order()]));
+            Sender.Tell(new StopTimes(get.RequestId, [.. memory.Stops.Order()]));
         });
         Receive<VcpuProtocol.Paused>(paused => Step(new QuiesceEvent.Stood(paused.RequestId, paused.Vcpu)));
         Receive<VcpuProtocol.Refused>(refused => Step(new QuiesceEvent.Declined(refused.RequestId, refused.Vcpu, refused.Reason)));
@@ -63,21 +66,30 @@ public sealed class QuiesceCoordinator : ReceiveActor, IWithTimers
     /// <param name="clock">The vCPUs' stops.</param>
     /// <param name="settings">Times.</param>
     public static Props Props(
-        ImmutableSortedDictionary<int, IActorRef> vcpus, IActorRef writer, StopClock clock, ControlSettings settings) =>
-        Akka.Actor.Props.Create(() => new QuiesceCoordinator(vcpus, writer, clock, settings)).WithDispatcher(ControlSettings.Dispatcher);
+        ImmutableSortedDictionary<int, IActorRef> vcpus, IActorRef writer, StopClock clock, ControlSettings settings)
+    {
+        var memory = new QuiesceMemory(vcpus.Keys);
+        return Akka.Actor.Props.Create(() => new QuiesceCoordinator(vcpus, writer, clock, settings, memory))
+            .WithDispatcher(ControlSettings.Dispatcher);
+    }
+
+    /// <inheritdoc />
+    protected override void PreStart()
+    {
+        if (memory.State.Phase == QuiescePhase.Stopping)
+        {
+            // A restart cancels the timers.
+            CarryOut(new QuiesceEffect.StartTimer());
+        }
+    }
 
     /// <inheritdoc />
     protected override void PreRestart(Exception reason, object message)
     {
-        // Nobody else knows what this actor holds, and who waits for it.
-        foreach (IActorRef vcpu in vcpus.Values)
+        // What the message led to may be half done; only the writer's word cannot be missed, for nothing else ends the epoch.
+        if (message is WriterProtocol.Written or WriterProtocol.WriteFailed)
         {
-            vcpu.Tell(new VcpuProtocol.Resume(state.Epoch));
-        }
-
-        foreach (Commit commit in state.Waiting.Prepend(state.Current).OfType<Commit>())
-        {
-            askers.GetValueOrDefault(commit.RequestId)?.Tell(new Aborted(commit.RequestId, commit, "the coordinator failed"));
+            Self.Tell(message, Sender);
         }
 
         base.PreRestart(reason, message);
@@ -85,8 +97,8 @@ public sealed class QuiesceCoordinator : ReceiveActor, IWithTimers
 
     private void Step(QuiesceEvent happened)
     {
-        QuiesceTransition transition = QuiesceStateMachine.Next(state, happened);
-        state = transition.State;
+        QuiesceTransition transition = QuiesceStateMachine.Next(memory.State, happened);
+        memory.State = transition.State;
         foreach (QuiesceEffect effect in transition.Effects)
         {
             CarryOut(effect);
@@ -99,19 +111,19 @@ public sealed class QuiesceCoordinator : ReceiveActor, IWithTimers
         {
             case QuiesceEffect.Stop stop:
                 Measure();
-                vcpus[stop.Vcpu].Tell(new VcpuProtocol.Pause(state.Epoch));
+                vcpus[stop.Vcpu].Tell(new VcpuProtocol.Pause(memory.State.Epoch));
                 break;
             case QuiesceEffect.Release release:
-                vcpus[release.Vcpu].Tell(new VcpuProtocol.Resume(state.Epoch));
+                vcpus[release.Vcpu].Tell(new VcpuProtocol.Resume(memory.State.Epoch));
                 break;
             case QuiesceEffect.StartTimer:
-                Timers.StartSingleTimer(StopTimer, new TimeUp(state.Epoch), settings.QuiesceTimeout);
+                Timers.StartSingleTimer(StopTimer, new TimeUp(memory.State.Epoch), settings.QuiesceTimeout);
                 break;
             case QuiesceEffect.CancelTimer:
                 Timers.Cancel(StopTimer);
                 break;
             case QuiesceEffect.Begin begin:
-                measureDue = true;
+                memory.MeasureDue = true;
                 writer.Tell(begin.Write);
                 break;
             case QuiesceEffect.Answer { Message: Committed committed }:
@@ -125,7 +137,7 @@ public sealed class QuiesceCoordinator : ReceiveActor, IWithTimers
 
     private void Answer(long requestId, object answer)
     {
-        if (askers.Remove(requestId, out IActorRef? asker))
+        if (memory.Askers.Remove(requestId, out IActorRef? asker))
         {
             asker.Tell(answer);
         }
@@ -134,12 +146,29 @@ public sealed class QuiesceCoordinator : ReceiveActor, IWithTimers
     // The threads go on after their actors have said so: the last epoch is measured when the next one begins, or somebody asks.
     private void Measure()
     {
-        if (measureDue && clock.LastStop() is { } stop)
+        if (memory.MeasureDue && clock.LastStop() is { } stop)
         {
-            measureDue = false;
-            stops.Add(stop.TotalMicroseconds);
+            memory.MeasureDue = false;
+            memory.Stops.Add(stop.TotalMicroseconds);
         }
     }
 
     private sealed record TimeUp(long Epoch);
+}
+
+/// <summary>What a coordinator leaves to its successor. Only ever touched by one of them at a time.</summary>
+/// <param name="vcpus">All vCPUs.</param>
+public sealed class QuiesceMemory(IEnumerable<int> vcpus)
+{
+    /// <summary>State of the epoch.</summary>
+    internal QuiesceState State { get; set; } = QuiesceState.Initial(vcpus);
+
+    /// <summary>Who waits for the answer to which request.</summary>
+    internal Dictionary<long, IActorRef> Askers { get; } = [];
+
+    /// <summary>How long the world stood, epoch by epoch, in microseconds.</summary>
+    internal List<double> Stops { get; } = [];
+
+    /// <summary>Whether the last epoch is not measured yet.</summary>
+    internal bool MeasureDue { get; set; }
 }

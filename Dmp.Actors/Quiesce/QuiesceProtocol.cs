@@ -35,11 +35,15 @@ public static class QuiesceProtocol
     /// <param name="Reason">Why not.</param>
     public sealed record FailedPatch(PatchPlan Plan, string Reason);
 
-    /// <summary>Nothing was changed.</summary>
+    /// <summary>No patch was applied.</summary>
     /// <param name="RequestId">Id of the request.</param>
     /// <param name="Commit">What was asked for.</param>
     /// <param name="Reason">Why.</param>
-    public sealed record Aborted(long RequestId, Commit Commit, string Reason);
+    public sealed record Aborted(long RequestId, Commit Commit, string Reason)
+    {
+        /// <summary>Patches that are not in the guest's code any more: the writer had taken them back before it failed.</summary>
+        public ImmutableArray<PatchPlan> Reverted { get; init; } = [];
+    }
 
     /// <summary>How long the world was stopped. Answered with <see cref="StopTimes"/>.</summary>
     /// <param name="RequestId">Id of the request.</param>

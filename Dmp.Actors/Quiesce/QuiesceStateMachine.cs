@@ -135,7 +135,7 @@ public static class QuiesceStateMachine
                 new Committed(
                     state.Current!.RequestId, state.Current.Transaction, wrote.Result.Applied, wrote.Result.Failed, wrote.Result.Reverted)),
             QuiesceEvent.WriterFailed failed when IsWriting(state, failed.Failure.Epoch) =>
-                Abort(state, $"the writer failed: {failed.Failure.Reason}"),
+                End(state, Aborted(state, $"the writer failed: {failed.Failure.Reason}") with { Reverted = failed.Failure.Reverted }),
 
             // Of an epoch that is over.
             _ => new QuiesceTransition(state, []),
@@ -180,7 +180,9 @@ public static class QuiesceStateMachine
     }
 
     private static QuiesceTransition Abort(QuiesceState state, string reason) =>
-        End(state, new Aborted(state.Current!.RequestId, state.Current, reason));
+        End(state, Aborted(state, reason));
+
+    private static Aborted Aborted(QuiesceState state, string reason) => new(state.Current!.RequestId, state.Current, reason);
 
     private static QuiesceTransition End(QuiesceState state, object answer)
     {

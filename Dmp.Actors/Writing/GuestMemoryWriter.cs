@@ -8,7 +8,8 @@ namespace Dmp.Actors.Writing;
 
 /// <summary>
 /// The only one that changes guest code bytes, and only while the coordinator holds the world still. Should it fail in the middle, it
-/// takes back what it has applied, answers, and is restarted: the guest never runs with half a batch.
+/// takes back what it has applied, answers, and is restarted: the guest never runs with half a batch. When that fails too, it throws
+/// <see cref="GuestCodeDamagedException"/> without an answer: the vCPUs stay where they are, and the machine ends.
 /// </summary>
 public sealed class GuestMemoryWriter : ReceiveActor
 {
@@ -34,11 +35,12 @@ public sealed class GuestMemoryWriter : ReceiveActor
         var reverted = ImmutableArray.CreateBuilder<PatchPlan>();
         try
         {
-            foreach (PatchPlan plan in write.Reverts)
+            // The engine takes back all that it has at a window's address, for whatever bytes each was made.
+            foreach (IGrouping<ulong, PatchPlan> window in write.Reverts.GroupBy(plan => plan.Window))
             {
-                if (engine.Revert(plan.Window))
+                if (engine.Revert(window.Key))
                 {
-                    reverted.Add(plan);
+                    reverted.AddRange(window);
                 }
             }
 
@@ -56,15 +58,34 @@ public sealed class GuestMemoryWriter : ReceiveActor
         }
         catch (Exception failure)
         {
-            foreach (PreparedPatch patch in write.Patches)
-            {
-                _ = engine.Revert(patch.Plan.Window);
-            }
-
-            Sender.Tell(new WriteFailed(write.Epoch, $"{failure.GetType().Name}: {failure.Message}"));
+            TakeBack(write, failure);
+            Sender.Tell(new WriteFailed(write.Epoch, $"{failure.GetType().Name}: {failure.Message}", reverted.ToImmutable()));
             throw;
         }
 
         Sender.Tell(new Written(write.Epoch, applied.ToImmutable(), failed.ToImmutable(), reverted.ToImmutable()));
+    }
+
+    // All windows are tried, whatever happens to one. Should one fail, the coordinator gets no answer and lets nobody go.
+    private void TakeBack(Write write, Exception failure)
+    {
+        Exception? second = null;
+        foreach (PreparedPatch patch in write.Patches)
+        {
+            try
+            {
+                _ = engine.Revert(patch.Plan.Window);
+            }
+            catch (Exception thrown)
+            {
+                second ??= thrown;
+            }
+        }
+
+        if (second is not null)
+        {
+            throw new GuestCodeDamagedException(
+                $"a batch of patches failed ({failure.Message}) and cannot be taken back ({second.Message})", second);
+        }
     }
 }

@@ -7,7 +7,8 @@ namespace Dmp.Actors.Writing;
 /// <summary>Messages of <see cref="GuestMemoryWriter"/>.</summary>
 public static class WriterProtocol
 {
-    /// <summary>Change guest code; every vCPU is paused. Answered with <see cref="Written"/> or <see cref="WriteFailed"/>.</summary>
+    /// <summary>Change guest code; every vCPU is paused. Answered with <see cref="Written"/> or <see cref="WriteFailed"/>;
+    /// not at all when the guest must not go on (see <see cref="GuestCodeDamagedException"/>).</summary>
     /// <param name="Epoch">The epoch in which the world is stopped.</param>
     /// <param name="Patches">Patches to apply.</param>
     /// <param name="Reverts">Patches to take back.</param>
@@ -27,5 +28,6 @@ public static class WriterProtocol
     /// <summary>The writer failed in the middle, and has taken back what it had applied.</summary>
     /// <param name="Epoch">The epoch.</param>
     /// <param name="Reason">What failed.</param>
-    public sealed record WriteFailed(long Epoch, string Reason);
+    /// <param name="Reverted">Patches that it had taken back before; they are not put in again.</param>
+    public sealed record WriteFailed(long Epoch, string Reason, ImmutableArray<PatchPlan> Reverted);
 }

@@ -13,6 +13,18 @@ public class ControlSettingsSpecs
     [InlineData("sampling-interval = 250ms", "", "dmp.exits.sampling-interval")]
     [InlineData("restart-limit = 10", "restart-limit = many", "dmp.supervision.restart-limit")]
     [InlineData("open-timeout = 10s", "open-timeout = never", "dmp.journal.open-timeout")]
+    [InlineData("detection-interval = 20ms", "detection-interval = 0ms", "dmp.patching.detection-interval must be more than zero")]
+    [InlineData("threshold = 32", "threshold = 0", "dmp.patching.threshold must not be less than 1")]
+    [InlineData("threshold = 32", "threshold = hot", "dmp.patching.threshold = hot is not a whole number")]
+    [InlineData("threshold = 32", "threshold = 99999999999", "dmp.patching.threshold = 99999999999 is not a whole number")]
+    [InlineData("half-life = 1s", "half-life = infinite", "dmp.patching.half-life = infinite is not a time")]
+    [InlineData("half-life = 1s", "half-life = -1s", "dmp.patching.half-life")]
+    [InlineData("batch-limit = 64", "batch-limit = 0", "dmp.patching.batch-limit must not be less than 1")]
+    [InlineData("patch-limit = 4096", "patch-limit = -1", "dmp.patching.patch-limit must not be less than 0")]
+    [InlineData("notice-interval = 50ms", "notice-interval = 0s", "dmp.patching.notice-interval must be more than zero")]
+    [InlineData("replay-wait = 5s", "", "dmp.patching.replay-wait is missing")]
+    [InlineData("quiesce-timeout = 250ms", "quiesce-timeout = {}", "dmp.patching.quiesce-timeout")]
+    [InlineData("churn-interval = 0s", "churn-interval = -1s", "dmp.patching.churn-interval")]
     [InlineData("control-dispatcher {", "other-dispatcher {", "dmp.control-dispatcher")]
     [InlineData("loglevel = WARNING", "loglevel = ${nothing}", "HOCON")]
     [InlineData("akka {", "akka [", "'}' closes nothing")]
@@ -27,6 +39,14 @@ public class ControlSettingsSpecs
             () => ControlSettings.Parse(Settings.Text.Replace(text, instead, StringComparison.Ordinal)));
         Assert.Contains(named, error.Message, StringComparison.Ordinal);
         Assert.DoesNotContain('\n', error.Message);
+    }
+
+    [Fact(DisplayName = "Two settings may be nothing: no patch at all, and no churn")]
+    public void Zero_where_it_means_something()
+    {
+        ControlSettings settings = ControlSettings.Parse(
+            Settings.Text.Replace("patch-limit = 4096", "patch-limit = 0", StringComparison.Ordinal));
+        Assert.Equal((0, TimeSpan.Zero), (settings.PatchLimit, settings.ChurnInterval));
     }
 
     [Fact(DisplayName = "A missing settings file is named")]

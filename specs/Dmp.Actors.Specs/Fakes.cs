@@ -3,6 +3,7 @@ using System.Text;
 using Dmp.Actors.Console;
 using Dmp.Kvm.Cpu;
 using Dmp.Kvm.Machine;
+using Dmp.Kvm.Patching;
 
 namespace Dmp.Actors.Specs;
 
@@ -149,6 +150,10 @@ internal sealed class FakeMachine : IMachine
     public IReadOnlyList<IVcpu> Vcpus => Fakes;
 
     public ISerialConsole Console => FakeConsole;
+
+    public FakePatchEngine? Engine { get; init; }
+
+    public IPatchEngine? Patching => Engine;
 
     public void Dispose() => Events.Enqueue("disposed");
 }

@@ -120,7 +120,7 @@ public class RunVerbSpecs
         using var json = JsonDocument.Parse(await File.ReadAllTextAsync(report));
         JsonElement root = json.RootElement;
         Assert.Equal(
-            "schema outcome detail host guest wall_ms exits time phases sites unowned_ports", Names(root));
+            "schema outcome detail host guest wall_ms exits time phases sites patches quiesce_us unowned_ports", Names(root));
         Assert.Equal(1, root.GetProperty("schema").GetInt32());
         Assert.Equal("cpl0 exit_us", Names(root.GetProperty("host")));
         Assert.Equal("kernel kernel_id cpus memory_bytes mode", Names(root.GetProperty("guest")));
@@ -130,6 +130,8 @@ public class RunVerbSpecs
             Names(root.GetProperty("exits").GetProperty("by_kind")));
         Assert.Equal(["boot", "work"], root.GetProperty("phases").EnumerateArray().Select(phase => phase.GetProperty("name").GetString()));
         Assert.All(root.GetProperty("phases").EnumerateArray(), phase => Assert.StartsWith("name wall_ms exits", Names(phase), StringComparison.Ordinal));
+        Assert.Equal("applied replayed refused reverted aborted in_force", Names(root.GetProperty("patches")));
+        Assert.Equal("count", Names(root.GetProperty("quiesce_us")));
         JsonElement[] sites = [.. root.GetProperty("sites").EnumerateArray()];
         Assert.Equal("rip symbol kind exits", Names(sites[0]));
         Assert.Equal("0x1000", sites[0].GetProperty("rip").GetString());

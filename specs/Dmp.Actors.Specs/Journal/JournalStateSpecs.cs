@@ -150,17 +150,80 @@ public class JournalStateSpecs
         }
     }
 
-    [Fact(DisplayName = "A patch whose window overlaps an older one's takes its place")]
-    public void Overlapping_windows()
+    [Fact(DisplayName = "A window over the same bytes as an older one takes its place")]
+    public void Overlapping_windows_over_the_same_bytes()
     {
         JournalState state = Recover(
         [
-            new JournalEvent.PatchIntended(1, [Journals.Patch(0x10), Journals.Patch(0x20)]),
-            new JournalEvent.PatchApplied(1, [0x10, 0x20]),
-            new JournalEvent.PatchIntended(2, [Journals.Patch(0x13)]),
-            new JournalEvent.PatchApplied(2, [0x13]),
+            .. Applied(1, Window(0x10, 1, 2, 3, 4, 5), Window(0x20, 1, 2, 3, 4, 5)),
+            .. Applied(2, Window(0x13, 4, 5, 6, 7, 8)),
         ]);
-        Assert.Equal([0x13L, 0x20L], state.Replayable([Journals.Pushf]).Patches.Select(patch => patch.Offset));
+        Assert.Equal([0x13L, 0x20L], ReplayedOffsets(state));
+        Assert.Equal(PatchStatus.Reverted, state.Entries[0x10].Status);
+    }
+
+    [Fact(DisplayName = "Overlapping windows over other bytes are both replayed: the guest has them at different times")]
+    public void Overlapping_windows_over_other_bytes()
+    {
+        JournalState state = Recover(
+        [
+            .. Applied(1, Window(0x10, 1, 2, 3, 4, 5), Window(0x20, 1, 2, 3, 4, 5)),
+            .. Applied(2, Window(0x13, 9, 9, 6, 7, 8)),
+        ]);
+        Assert.Equal([0x10L, 0x13L, 0x20L], ReplayedOffsets(state));
+    }
+
+    [Fact(DisplayName = "Every stretch of a boot keeps its patch at an offset, and each is replayed")]
+    public void Variants_at_one_offset()
+    {
+        JournalState state = Recover(
+        [
+            .. Applied(1, Window(0x10, 1, 2, 3)),
+            .. Applied(2, Window(0x10, 4, 5, 6)),
+            .. Applied(3, Window(0x10, 1, 2, 3)),
+        ]);
+        Assert.Equal([1, 4], state.Replayable([Journals.Pushf]).Patches.Select(patch => (int)patch.Original[0]).Order());
+        Assert.Equal((byte)1, state.Entries[0x10].Patch.Original[0]);
+    }
+
+    [Fact(DisplayName = "A variant that was given up costs nothing but itself")]
+    public void Aborted_variants()
+    {
+        JournalState state = Recover(
+        [
+            .. Applied(1, Window(0x10, 1, 2, 3)),
+            new JournalEvent.PatchIntended(2, [Window(0x10, 4, 5, 6)]),
+            new JournalEvent.PatchAborted(2, [0x10], "too late"),
+        ]);
+        Assert.Equal((byte)1, Assert.Single(state.Replayable([Journals.Pushf]).Patches).Original[0]);
+    }
+
+    [Theory(DisplayName = "What ends the patch at an offset ends it for whatever bytes it was made")]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void Ends_end_all_variants(bool retired)
+    {
+        JournalState state = Recover(
+        [
+            .. Applied(1, Window(0x10, 1, 2, 3)),
+            .. Applied(2, Window(0x10, 4, 5, 6)),
+            retired ? new JournalEvent.SiteRetired(0x10, "gone") : new JournalEvent.PatchReverted(0x10, "taken back"),
+        ]);
+        Assert.Empty(state.Replayable([Journals.Pushf]).Patches);
+    }
+
+    [Fact(DisplayName = "A window takes the place of one that another stretch of the boot has, and of no other at that offset")]
+    public void Overlapped_variants()
+    {
+        JournalEvent[] older = [.. Applied(1, Window(0x10, 1, 2, 3, 4, 5)), .. Applied(2, Window(0x10, 6, 7, 8, 9, 9))];
+
+        // Made for the bytes of the first: that one lies among the variants, the second in force beside it.
+        JournalState first = Recover([.. older, .. Applied(3, Window(0x13, 4, 5, 6, 7, 8))]);
+        Assert.Equal([(0x10L, 6), (0x13L, 4)], Replayed(first));
+
+        // Made for the bytes of the second: the first is another stretch's.
+        JournalState second = Recover([.. older, .. Applied(3, Window(0x13, 9, 9, 6, 7, 8))]);
+        Assert.Equal([(0x10L, 1), (0x13L, 9)], Replayed(second));
     }
 
     [Fact(DisplayName = "What became of an older transaction says nothing about a newer one")]
@@ -195,6 +258,20 @@ public class JournalStateSpecs
         Assert.Equal(0xffffffff9a000120, patch.ToPlan(0xffffffff9a000000).Window);
         Assert.Equal(-0x10, JournaledPatch.Of(plan, 0xffffffff81000130).Offset);
     }
+
+    private static JournaledPatch Window(long offset, params ImmutableArray<byte> original) =>
+        new(offset, original, offset, [Journals.Pushf]);
+
+    private static IEnumerable<JournalEvent> Applied(long transaction, params ImmutableArray<JournaledPatch> patches) =>
+    [
+        new JournalEvent.PatchIntended(transaction, patches),
+        new JournalEvent.PatchApplied(transaction, [.. patches.Select(patch => patch.Offset)]),
+    ];
+
+    private static IEnumerable<long> ReplayedOffsets(JournalState state) => Replayed(state).Select(patch => patch.Offset);
+
+    private static IEnumerable<(long Offset, int First)> Replayed(JournalState state) =>
+        state.Replayable([Journals.Pushf]).Patches.Select(patch => (patch.Offset, (int)patch.Original[0]));
 
     private static JournalState Recover(IEnumerable<JournalEvent> history) =>
         history.Aggregate(JournalState.Empty, (state, happened) => state.Apply(happened));

@@ -9,6 +9,8 @@ namespace Dmp.Actors.Specs.Vcpus;
 public class VcpuStateMachineSpecs
 {
     private static readonly IActorRef Sender = ActorRefs.Nobody;
+    private static readonly IActorRef User = new NamedRef("machine");
+    private static readonly IActorRef Patcher = new NamedRef("quiesce");
 
     public static TheoryData<string, string, VcpuPhase, string> Table
     {
@@ -142,6 +144,63 @@ public class VcpuStateMachineSpecs
 
         Assert.Equal([5, 1, 2, 3, 4, 6, 7], answers);
     }
+
+    [Fact(DisplayName = "A vCPU that two hold goes on when both have let go, whichever does so first")]
+    public void Two_holders()
+    {
+        foreach ((IActorRef first, IActorRef second) in new[] { (User, Patcher), (Patcher, User) })
+        {
+            VcpuState state = Run(StateNamed("Running"), (new Pause(1), User), (new Pause(2), Patcher)).State;
+            VcpuTransition stood = Run(state, (new RunReturned(new VcpuStop.Paused()), Sender));
+            Assert.Equal("Paused Paused", Names(stood));
+
+            VcpuTransition one = Run(stood.State, (new Resume(3), first));
+            Assert.Equal((VcpuPhase.Paused, "Resumed"), (one.State.Phase, Names(one)));
+            VcpuTransition both = Run(one.State, (new Resume(4), second));
+            Assert.Equal((VcpuPhase.Running, "RunGuest Resumed"), (both.State.Phase, Names(both)));
+        }
+    }
+
+    [Fact(DisplayName = "Who has asked twice lets go once, and who lets go twice lets go of nothing that is another's")]
+    public void Repeated_words()
+    {
+        VcpuState state = Run(StateNamed("Paused"), (new Pause(1), User), (new Pause(2), User), (new Pause(3), Patcher)).State;
+        state = Run(state, (new Resume(4), User), (new Resume(5), User)).State;
+        Assert.Equal(VcpuPhase.Paused, state.Phase);
+        Assert.Equal(VcpuPhase.Running, Run(state, (new Resume(6), Patcher)).State.Phase);
+    }
+
+    [Fact(DisplayName = "Who comes later than the stop holds the vCPU all the same")]
+    public void Late_holder()
+    {
+        VcpuState state = Run(StateNamed("Running"), (new Pause(1), Patcher), (new RunReturned(new VcpuStop.Paused()), Sender)).State;
+        VcpuTransition late = Run(state, (new Pause(2), User));
+        Assert.Equal("Paused", Names(late));
+        Assert.Equal(VcpuPhase.Paused, Run(late.State, (new Resume(3), Patcher)).State.Phase);
+    }
+
+    [Fact(DisplayName = "A pause that was refused holds nothing, and a stop ends a vCPU whoever holds it")]
+    public void Refused_and_stopped()
+    {
+        VcpuState stopping = Run(StateNamed("Running"), (new Stop(1), Sender), (new Pause(2), User)).State;
+        Assert.Empty(stopping.Holders);
+
+        VcpuState held = Run(StateNamed("Paused"), (new Pause(1), User), (new Pause(2), Patcher)).State;
+        Assert.Equal(VcpuPhase.Stopped, Run(held, (new Stop(3), Sender)).State.Phase);
+    }
+
+    private static VcpuTransition Run(VcpuState state, params (object Message, IActorRef From)[] messages)
+    {
+        VcpuTransition transition = new(state, []);
+        foreach ((object message, IActorRef from) in messages)
+        {
+            transition = VcpuStateMachine.Next(transition.State, message, from);
+        }
+
+        return transition;
+    }
+
+    private static string Names(VcpuTransition transition) => string.Join(' ', transition.Effects.Select(Name));
 
     private static VcpuState StateNamed(string name)
     {

@@ -69,17 +69,24 @@ internal static class DmpProcess
         }
     }
 
-    /// <summary>Runs the Debian guest.</summary>
+    /// <summary>Runs the Debian guest, with a journal of its own unless the options name one.</summary>
+    /// <param name="mode">How the guest's kernel is run.</param>
     /// <param name="words">What follows the console on the kernel's command line.</param>
     /// <param name="options">More options of dmp run.</param>
     /// <param name="onLine">Called with each line of the console, while dmp runs.</param>
-    /// <param name="mode">How the guest's kernel is run.</param>
-    public static Task<DmpResult> BootAsync(
-        string words, IReadOnlyList<string> options, Action<Process, string>? onLine = null, string mode = "trap")
+    public static async Task<DmpResult> BootAsync(
+        string mode, string words, IReadOnlyList<string> options, Action<Process, string>? onLine = null)
     {
         (string kernel, string initrd) = DemoGuest.Get();
-        return RunAsync(
-            ["run", "--mode", mode, "--kernel", kernel, "--initrd", initrd, "--cmdline", $"console=ttyS0 {words}", "--memory", "512M", .. options],
+        using var directory = new TemporaryDirectory();
+        string[] journal = mode == "trap" || options.Contains("--journal")
+            ? []
+            : ["--journal", Path.Combine(directory.Path, "patches.db")];
+        return await RunAsync(
+            [
+                "run", "--mode", mode, "--kernel", kernel, "--initrd", initrd, "--cmdline", $"console=ttyS0 {words}", "--memory", "512M",
+                .. journal, .. options,
+            ],
             onLine);
     }
 

@@ -13,13 +13,15 @@ public class GuestSpecs
 
     private const long LargestProcess = 200L << 20;
 
-    [SkippableFact(DisplayName = "Debian's kernel boots without a complaint, and the report says what it cost")]
-    public async Task Boots()
+    [SkippableTheory(DisplayName = "Debian's kernel boots without a complaint, and the report says what it cost")]
+    [InlineData("trap")]
+    [InlineData("dmp")]
+    public async Task Boots(string mode)
     {
         using var directory = new TemporaryDirectory();
         string path = Path.Combine(directory.Path, "report.json");
 
-        DmpResult result = await DmpProcess.BootAsync("", ["--until", "BOOTED", "--report", path, "--timeout", "200"]);
+        DmpResult result = await DmpProcess.BootAsync(mode, "", ["--until", "BOOTED", "--report", path, "--timeout", "200"]);
 
         result.ShouldExitWith(0);
         Assert.Contains("Linux version ", result.Output, StringComparison.Ordinal);
@@ -27,15 +29,18 @@ public class GuestSpecs
         Assert.Empty(result.Complaints());
         Assert.Empty(result.Error);
         using var report = JsonDocument.Parse(await File.ReadAllBytesAsync(path));
-        CheckReport(report.RootElement);
+        CheckReport(report.RootElement, mode);
     }
 
-    [SkippableFact(DisplayName = "User programs get the signals and keep the registers that a CPU would give them, in little memory")]
-    public async Task Workloads()
+    [SkippableTheory(DisplayName = "User programs get the signals and keep the registers that a CPU would give them, in little memory")]
+    [InlineData("trap")]
+    [InlineData("dmp")]
+    public async Task Workloads(string mode)
     {
         long resident = 0;
 
         DmpResult result = await DmpProcess.BootAsync(
+            mode,
             $"dmp.work=signals,xstate dmp.skip={KnownFailures} dmp.end=poweroff",
             ["--timeout", "300"],
             (process, line) =>
@@ -58,7 +63,7 @@ public class GuestSpecs
     [SkippableFact(DisplayName = "A guest that reboots has ended well")]
     public async Task Reboots()
     {
-        DmpResult result = await DmpProcess.BootAsync("dmp.work= dmp.end=reboot", ["--timeout", "200"]);
+        DmpResult result = await DmpProcess.BootAsync("dmp", "dmp.work= dmp.end=reboot", ["--timeout", "200"]);
 
         result.ShouldExitWith(0);
         Assert.Contains("WORK DONE", result.Output, StringComparison.Ordinal);
@@ -71,7 +76,7 @@ public class GuestSpecs
         using var directory = new TemporaryDirectory();
         string path = Path.Combine(directory.Path, "report.json");
 
-        DmpResult result = await DmpProcess.BootAsync("dmp.work= dmp.end=panic panic=-1", ["--timeout", "200", "--report", path]);
+        DmpResult result = await DmpProcess.BootAsync("dmp", "dmp.work= dmp.end=panic panic=-1", ["--timeout", "200", "--report", path]);
 
         result.ShouldExitWith(4);
         Assert.Contains("dmp: the guest failed: ", result.Error, StringComparison.Ordinal);
@@ -87,7 +92,7 @@ public class GuestSpecs
         using var directory = new TemporaryDirectory();
         string path = Path.Combine(directory.Path, "report.json");
 
-        DmpResult result = await DmpProcess.BootAsync("", ["--timeout", "2", "--report", path]);
+        DmpResult result = await DmpProcess.BootAsync("dmp", "", ["--timeout", "2", "--report", path]);
 
         result.ShouldExitWith(5);
         Assert.StartsWith("dmp: timeout: ", result.Error, StringComparison.Ordinal);
@@ -97,7 +102,7 @@ public class GuestSpecs
         Assert.False(report.RootElement.TryGetProperty("until_ms", out _));
     }
 
-    private static void CheckReport(JsonElement report)
+    private static void CheckReport(JsonElement report, string mode)
     {
         Assert.Equal(1, report.GetProperty("schema").GetInt32());
         Assert.Equal("until", report.GetProperty("outcome").GetString());
@@ -113,7 +118,7 @@ public class GuestSpecs
         Assert.Matches("^[0-9a-f]{40}$", guest.GetProperty("kernel_id").GetString());
         Assert.Equal(1, guest.GetProperty("cpus").GetInt32());
         Assert.Equal(512L << 20, guest.GetProperty("memory_bytes").GetInt64());
-        Assert.Equal("trap", guest.GetProperty("mode").GetString());
+        Assert.Equal(mode, guest.GetProperty("mode").GetString());
 
         double wall = report.GetProperty("wall_ms").GetDouble();
         Assert.InRange(report.GetProperty("until_ms").GetDouble(), 100, wall);
@@ -128,10 +133,27 @@ public class GuestSpecs
             phases.Sum(phase => phase.GetProperty("exits").GetProperty("total").GetInt64()));
 
         CheckSites(report.GetProperty("sites"), report.GetProperty("exits").GetProperty("total").GetInt64());
+        CheckPatches(report, mode);
+    }
 
-        // What this version does not do is not reported as zero.
-        Assert.False(report.TryGetProperty("patches", out _));
-        Assert.False(report.TryGetProperty("quiesce_us", out _));
+    private static void CheckPatches(JsonElement report, string mode)
+    {
+        JsonElement patches = report.GetProperty("patches");
+        JsonElement stops = report.GetProperty("quiesce_us");
+        if (mode == "trap")
+        {
+            Assert.All(patches.EnumerateObject(), count => Assert.Equal(0, count.Value.GetInt64()));
+            Assert.Equal(0, stops.GetProperty("count").GetInt64());
+            return;
+        }
+
+        Assert.InRange(patches.GetProperty("applied").GetInt64(), 10, long.MaxValue);
+        Assert.Equal(0, patches.GetProperty("replayed").GetInt64());
+        Assert.InRange(stops.GetProperty("count").GetInt64(), 1, patches.GetProperty("applied").GetInt64());
+        Assert.InRange(stops.GetProperty("p50").GetDouble(), 1, stops.GetProperty("max").GetDouble());
+        Assert.Contains(report.GetProperty("sites").EnumerateArray(), site =>
+            site.TryGetProperty("state", out JsonElement state) && state.GetString() == "applied"
+            && site.GetProperty("template").GetString() != "");
     }
 
     private static void CheckExits(JsonElement exits, long least)

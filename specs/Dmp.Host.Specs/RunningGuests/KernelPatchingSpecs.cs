@@ -16,16 +16,16 @@ public class KernelPatchingSpecs
     private const string KnownFailures = "filtered,graph,kprobes,kretprobes";
 
     /// <summary>The modes that these specs run in.</summary>
-    public static TheoryData<string> Modes => ["trap"];
+    public static TheoryData<string> Modes => ["trap", "dmp"];
 
     [SkippableTheory(DisplayName = "Tracers, events, static keys and probes patch the guest's kernel, and what they record is the kernel's own")]
     [MemberData(nameof(Modes))]
     public async Task PatchesItself(string mode)
     {
         DmpResult result = await DmpProcess.BootAsync(
+            mode,
             $"quiet dmp.work=tracing,modules,stacks dmp.n=1 dmp.skip={TooSlow},{KnownFailures}",
-            ["--timeout", "240"],
-            mode: mode);
+            ["--timeout", "240"]);
 
         result.ShouldExitWith(0);
         string[] lines = result.Output.ReplaceLineEndings("\n").Split('\n');

@@ -1,0 +1,382 @@
+using System.Collections.Immutable;
+using Akka.Actor;
+using Akka.TestKit;
+using Akka.TestKit.Xunit2;
+using Dmp.Actors.Exits;
+using Dmp.Actors.Journal;
+using Dmp.Actors.Planning;
+using Dmp.Actors.Quiesce;
+using Dmp.Kvm.Cpu;
+using Dmp.Kvm.Patching;
+using static Dmp.Actors.Planning.PlanningProtocol;
+
+namespace Dmp.Actors.Specs.Planning;
+
+/// <summary>The planner between a journal and a coordinator that only answer when the spec wants it.</summary>
+public sealed class PatchPlannerSpecs : TestKit
+{
+    private static readonly TimeSpan Limit = TimeSpan.FromSeconds(30);
+
+    private readonly FakePatchEngine engine = new();
+    private readonly PatchBook book = new(patchLimit: 3);
+    private readonly TestProbe journal;
+    private readonly TestProbe coordinator;
+    private readonly TestProbe parent;
+    private readonly IActorRef planner;
+    private long settled;
+
+    public PatchPlannerSpecs()
+        : base(Settings.InVirtualTime)
+    {
+        journal = CreateTestProbe();
+        coordinator = CreateTestProbe();
+        parent = CreateTestProbe();
+        var peers = new PlannerPeers(journal.Ref, coordinator.Ref, Replay: true, RecordUnused: true);
+        planner = RestartingParent.Of(this, PatchPlanner.Props(engine, book, peers, Settings.Shipped), parent);
+    }
+
+    private TestScheduler Time => (TestScheduler)Sys.Scheduler;
+
+    [Fact(DisplayName = "Nothing is committed before the intent is durable, and the result is journaled after it")]
+    public async Task Intent_first()
+    {
+        await OpenAsync();
+        Heat(0x100);
+        JournalProtocol.Intend intend = await IntendAsync();
+        Assert.Equal(0x100, Assert.Single(intend.Patches).Offset);
+        await SettleAsync();
+        Assert.False(coordinator.HasMessages);
+
+        planner.Tell(new JournalProtocol.Intended(intend.RequestId, 7), journal);
+        QuiesceProtocol.Commit commit = await CommitAsync();
+        Assert.Equal(7, commit.Transaction);
+        await SettleAsync();
+        Assert.False(journal.HasMessages);
+
+        Committed(commit);
+        JournalProtocol.Complete complete = await CompleteAsync();
+        Assert.Equal(7, complete.Transaction);
+        Assert.Equal(0x100L, Assert.Single(complete.Applied));
+        var observed = Assert.IsType<JournalEvent.PatchObserved>(
+            Assert.Single((await journal.ExpectMsgAsync<JournalProtocol.Record>(Limit)).Facts));
+        Assert.Equal((0x100L, 100L), (observed.Offset, observed.Exits));
+        Assert.Equal(1, book.Applied);
+    }
+
+    [Fact(DisplayName = "Sites that become hot together share one transaction, those that come during it the next one")]
+    public async Task Batches()
+    {
+        await OpenAsync();
+        Heat(0x100, 0x102, 0x200);
+        JournalProtocol.Intend first = await IntendAsync();
+        Heat(0x300);
+        Heat(0x100);
+        Assert.Equal([0x100L, 0x200], first.Patches.Select(patch => patch.Offset));
+        Committed(await CommitAsync(first));
+        await CompleteAsync();
+        await journal.ExpectMsgAsync<JournalProtocol.Record>(Limit);
+        Assert.Equal([0x300L], (await IntendAsync()).Patches.Select(patch => patch.Offset));
+    }
+
+    [Fact(DisplayName = "A batch never takes the machine over its budget of patches")]
+    public async Task Budget()
+    {
+        await OpenAsync();
+        Heat(0x100, 0x200, 0x300, 0x400);
+        Assert.Equal(3, (await IntendAsync()).Patches.Length);
+        Assert.Equal("the machine has 3 patches", book.Summarize().Find(FakePatchEngine.Base + 0x400)?.Reason);
+    }
+
+    [Fact(DisplayName = "A transaction that is given up is journaled with the reason, and its sites stay candidates")]
+    public async Task Aborted()
+    {
+        await OpenAsync();
+        Heat(0x100);
+        QuiesceProtocol.Commit commit = await CommitAsync(await IntendAsync());
+        planner.Tell(new QuiesceProtocol.Aborted(commit.RequestId, commit, "vCPU 1 did not stop in time"), coordinator);
+        JournalProtocol.Complete complete = await CompleteAsync();
+        Assert.Empty(complete.Applied);
+        Assert.Equal(new JournalProtocol.AbortedPatch(0x100, "vCPU 1 did not stop in time"), Assert.Single(complete.Aborted));
+        Assert.Equal((1, 0), (book.Aborted, book.Applied));
+
+        // As hot as it is, it comes again.
+        Heat(0x100);
+        Assert.Single((await IntendAsync()).Patches);
+    }
+
+    [Fact(DisplayName = "A patch whose bytes had changed is journaled as aborted beside those that were applied")]
+    public async Task Bytes_changed()
+    {
+        await OpenAsync();
+        Heat(0x100, 0x200);
+        QuiesceProtocol.Commit commit = await CommitAsync(await IntendAsync());
+        planner.Tell(
+            new QuiesceProtocol.Committed(
+                commit.RequestId,
+                commit.Transaction,
+                [commit.Patches[0].Plan],
+                [new QuiesceProtocol.FailedPatch(commit.Patches[1].Plan, "its bytes changed")],
+                []),
+            coordinator);
+        JournalProtocol.Complete complete = await CompleteAsync();
+        Assert.Equal(0x100L, Assert.Single(complete.Applied));
+        Assert.Equal(new JournalProtocol.AbortedPatch(0x200, "its bytes changed"), Assert.Single(complete.Aborted));
+    }
+
+    [Fact(DisplayName = "A site that cannot be patched is journaled and not asked about again until its bytes change")]
+    public async Task Refusal()
+    {
+        await OpenAsync();
+        engine.Unpatchable[FakePatchEngine.Base + 0x100] = new PlanResult.Refused("a branch leads into it", [0xf4]);
+        Heat(0x100);
+        var refused = Assert.IsType<JournalEvent.PatchRefused>(
+            Assert.Single((await journal.ExpectMsgAsync<JournalProtocol.Record>(Limit)).Facts));
+        Assert.Equal((0x100L, "a branch leads into it"), (refused.SiteOffset, refused.Reason));
+        Heat(0x100);
+        await SettleAsync();
+        Assert.Single(engine.Asked);
+        engine.BytesAreTheSame = false;
+        Heat(0x100);
+        await journal.ExpectMsgAsync<JournalProtocol.Record>(Limit);
+        Assert.Equal(2, engine.Asked.Count);
+    }
+
+    [Fact(DisplayName = "Without a journal the guest starts, and nothing is patched; with it, hot sites are patched as ever")]
+    public async Task No_journal()
+    {
+        planner.Tell(new JournalProtocol.BecameUnavailable("the disk is full"), parent);
+        await parent.ExpectMsgAsync<Ready>(Limit);
+        Heat(0x100);
+        await SettleAsync();
+        Assert.False(journal.HasMessages);
+        Assert.Empty(engine.Asked);
+
+        planner.Tell(new JournalProtocol.BecameAvailable(JournalState.Empty), parent);
+        Heat(0x100);
+        Assert.Single((await IntendAsync()).Patches);
+    }
+
+    [Fact(DisplayName = "An intent that the journal does not take is given up: nothing is committed, and the reason is in the report")]
+    public async Task Journal_fails()
+    {
+        await OpenAsync();
+        Heat(0x100);
+        JournalProtocol.Intend intend = await IntendAsync();
+        planner.Tell(new JournalProtocol.JournalFailed(intend.RequestId, "the disk is full"), journal);
+        await SettleAsync();
+        Assert.False(coordinator.HasMessages);
+        Assert.Equal("the disk is full", book.Summarize().Find(FakePatchEngine.Base + 0x100)?.Reason);
+        Heat(0x100);
+        Assert.Single((await IntendAsync()).Patches);
+    }
+
+    [Fact(DisplayName = "Sites that the user switched off stay off also when the journal comes too late for the start")]
+    public async Task Disabled_sites()
+    {
+        planner.Tell(new JournalProtocol.BecameUnavailable("a server that does not answer"), parent);
+        await parent.ExpectMsgAsync<Ready>(Limit);
+        JournalState late = JournalState.Empty.Apply(new JournalEvent.SiteDisabled(0x102));
+        planner.Tell(new JournalProtocol.BecameAvailable(late), parent);
+        Heat(0x100, 0x200);
+        Assert.Equal([0x200L], (await IntendAsync()).Patches.Select(patch => patch.Offset));
+    }
+
+    [Fact(DisplayName = "Patches of earlier runs are with the engine before the guest may start")]
+    public async Task Replay()
+    {
+        JournaledPatch patch = JournaledPatch.Of(FakePatchEngine.PlanOf(FakePatchEngine.Base + 0x100), FakePatchEngine.Base);
+        JournalState before = JournalState.Empty
+            .Apply(new JournalEvent.PatchIntended(1, [patch]))
+            .Apply(new JournalEvent.PatchApplied(1, [patch.Offset]));
+        planner.Tell(new JournalProtocol.BecameAvailable(before), parent);
+        await parent.ExpectMsgAsync<Ready>(Limit);
+        Assert.Equal(FakePatchEngine.Base + 0x100, Assert.Single(engine.Replays).Window);
+    }
+
+    [Fact(DisplayName = "Patching is switched off and on again; what comes back is not observed anew")]
+    public async Task Off_and_on()
+    {
+        await PatchAsync(0x100);
+        planner.Tell(new SetPatching(50, false), TestActor);
+        QuiesceProtocol.Commit off = await CommitAsync();
+        Assert.Single(off.Reverts);
+        planner.Tell(new QuiesceProtocol.Committed(off.RequestId, 0, [], [], off.Reverts), coordinator);
+        await ExpectMsgAsync(new PatchingSet(50, false, 1), Limit);
+        Heat(0x200);
+        await SettleAsync();
+        Assert.False(journal.HasMessages);
+
+        planner.Tell(new SetPatching(51, true), TestActor);
+        Committed(await CommitAsync(await IntendAsync()));
+        await ExpectMsgAsync(new PatchingSet(51, true, 1), Limit);
+        await CompleteAsync();
+        await SettleAsync();
+        Assert.False(journal.HasMessages);
+        Assert.Single(book.Standing);
+    }
+
+    [Fact(DisplayName = "Switching on without a journal is refused, and nothing has changed: patches would never come back")]
+    public async Task On_without_a_journal()
+    {
+        await PatchAsync(0x100);
+        planner.Tell(new SetPatching(50, false), TestActor);
+        QuiesceProtocol.Commit off = await CommitAsync();
+        planner.Tell(new QuiesceProtocol.Committed(off.RequestId, 0, [], [], off.Reverts), coordinator);
+        await ExpectMsgAsync<PatchingSet>(Limit);
+        planner.Tell(new JournalProtocol.BecameUnavailable("the disk is full"), parent);
+        planner.Tell(new SetPatching(51, true), TestActor);
+        await ExpectMsgAsync(new Refused(51, "the patch journal is not available"), Limit);
+
+        planner.Tell(new JournalProtocol.BecameAvailable(JournalState.Empty), parent);
+        planner.Tell(new SetPatching(52, true), TestActor);
+        Committed(await CommitAsync(await IntendAsync()));
+        await ExpectMsgAsync(new PatchingSet(52, true, 1), Limit);
+    }
+
+    [Fact(DisplayName = "What a failing writer had taken back is known to be taken back")]
+    public async Task Half_switched_off()
+    {
+        await PatchAsync(0x100);
+        planner.Tell(new SetPatching(50, false), TestActor);
+        QuiesceProtocol.Commit off = await CommitAsync();
+        planner.Tell(
+            new QuiesceProtocol.Aborted(off.RequestId, off, "the writer failed: bug") { Reverted = off.Reverts }, coordinator);
+        await ExpectMsgAsync(new Refused(50, "the writer failed: bug"), Limit);
+        Assert.Empty(book.Standing);
+        Assert.Single(book.Withdrawn);
+    }
+
+    [Fact(DisplayName = "The end of a run waits for the transaction under way, and every other request is answered")]
+    public async Task Stop_during_a_transaction()
+    {
+        await OpenAsync();
+        Heat(0x100);
+        JournalProtocol.Intend intend = await IntendAsync();
+        planner.Tell(new SetPatching(50, false), TestActor);
+        planner.Tell(new Stop(60), TestActor);
+        planner.Tell(new SetPatching(51, false), TestActor);
+        await ExpectMsgAsync(new Refused(50, "the run ends"), Limit);
+        await ExpectMsgAsync(new Refused(51, "the run ends"), Limit);
+        Heat(0x200);
+        Committed(await CommitAsync(intend));
+        var stopped = await ExpectMsgAsync<Stopped>(Limit);
+        Assert.Equal((60L, 1), (stopped.RequestId, stopped.Summary.Applied));
+        await CompleteAsync();
+        await journal.ExpectMsgAsync<JournalProtocol.Record>(Limit);
+        Assert.False(journal.HasMessages);
+    }
+
+    [Fact(DisplayName = "A planner that fails goes on with its transaction, wherever that is: nothing stays half journaled")]
+    public async Task Fails_in_a_transaction()
+    {
+        await OpenAsync();
+        Heat(0x100);
+        JournalProtocol.Intend intend = await IntendAsync();
+        await FailAsync();
+        QuiesceProtocol.Commit commit = await CommitAsync(intend);
+        await FailAsync();
+        Committed(commit);
+        Assert.Equal(0x100L, Assert.Single((await CompleteAsync()).Applied));
+        Assert.Equal(1, book.Applied);
+        await journal.ExpectMsgAsync<JournalProtocol.Record>(Limit);
+        Heat(0x200);
+        Assert.Single((await IntendAsync()).Patches);
+    }
+
+    [Fact(DisplayName = "A planner that fails remembers that patching is switched off, and who waits for that")]
+    public async Task Fails_while_switching()
+    {
+        await OpenAsync();
+        planner.Tell(new SetPatching(50, false), TestActor);
+        QuiesceProtocol.Commit off = await CommitAsync();
+        await FailAsync();
+        planner.Tell(new QuiesceProtocol.Committed(off.RequestId, 0, [], [], []), coordinator);
+        await ExpectMsgAsync(new PatchingSet(50, false, 0), Limit);
+        await FailAsync();
+        Heat(0x100);
+        await SettleAsync();
+        Assert.False(journal.HasMessages);
+    }
+
+    [Fact(DisplayName = "A request that the planner fails over is refused, not forgotten")]
+    public async Task Fails_over_a_request()
+    {
+        await OpenAsync();
+        engine.FailingNotices = 1;
+        await EventFilter.Exception<InvalidOperationException>().ExpectOneAsync(Limit, () =>
+        {
+            planner.Tell(new SetPatching(50, false), TestActor);
+            return Task.CompletedTask;
+        });
+        await ExpectMsgAsync(new Refused(50, "the planner failed"), Limit);
+    }
+
+    [Fact(DisplayName = "What happens to patches while the guest runs is noted in the interval of the settings")]
+    public async Task Notices()
+    {
+        await OpenAsync();
+        engine.Notice(new PatchNotice(FakePatchEngine.PlanOf(0x100), PatchNoticeKind.Replayed, ""));
+        await AwaitConditionAsync(
+            () =>
+            {
+                Time.Advance(Settings.Shipped.NoticeInterval);
+                return Task.FromResult(book.Replayed == 1);
+            },
+            Limit,
+            TimeSpan.FromMilliseconds(5));
+    }
+
+    private async Task OpenAsync()
+    {
+        planner.Tell(new JournalProtocol.BecameAvailable(JournalState.Empty), parent);
+        await parent.ExpectMsgAsync<Ready>(Limit);
+    }
+
+    private void Heat(params IEnumerable<ulong> offsets) => planner.Tell(new HotSitesDetected(
+        TimeSpan.FromSeconds(1),
+        [.. offsets.Select(offset => new HotSite(FakePatchEngine.Base + offset, ExitKind.Privileged, 100, 100))]));
+
+    private async Task PatchAsync(ulong offset)
+    {
+        await OpenAsync();
+        Heat(offset);
+        Committed(await CommitAsync(await IntendAsync()));
+        await CompleteAsync();
+        await journal.ExpectMsgAsync<JournalProtocol.Record>(Limit);
+    }
+
+    private async Task<JournalProtocol.Intend> IntendAsync() => await journal.ExpectMsgAsync<JournalProtocol.Intend>(Limit);
+
+    private async Task<JournalProtocol.Complete> CompleteAsync() => await journal.ExpectMsgAsync<JournalProtocol.Complete>(Limit);
+
+    private async Task<QuiesceProtocol.Commit> CommitAsync(JournalProtocol.Intend? intend = null)
+    {
+        if (intend is not null)
+        {
+            planner.Tell(new JournalProtocol.Intended(intend.RequestId, 7), journal);
+        }
+
+        return await coordinator.ExpectMsgAsync<QuiesceProtocol.Commit>(Limit);
+    }
+
+    private void Committed(QuiesceProtocol.Commit commit) => planner.Tell(
+        new QuiesceProtocol.Committed(
+            commit.RequestId, commit.Transaction, [.. commit.Patches.Select(patch => patch.Plan)], [], commit.Reverts),
+        coordinator);
+
+    /// <summary>Until the planner has read all that it was sent.</summary>
+    private async Task SettleAsync() => await planner.Ask<ActorIdentity>(new Identify(++settled), Limit);
+
+    private async Task FailAsync()
+    {
+        await EventFilter.Exception<ActorKilledException>().ExpectOneAsync(Limit, () =>
+        {
+            planner.Tell(Kill.Instance);
+            return Task.CompletedTask;
+        });
+
+        // As a journal does that has been available all along.
+        var get = await journal.ExpectMsgAsync<JournalProtocol.GetState>(Limit);
+        planner.Tell(new JournalProtocol.State(get.RequestId, JournalState.Empty), journal);
+    }
+}
