@@ -125,7 +125,8 @@ public class GuestSpecs
         CheckExits(report.GetProperty("exits"), least: 10_000);
 
         JsonElement[] phases = [.. report.GetProperty("phases").EnumerateArray()];
-        Assert.Equal(["boot", "init"], phases.Select(phase => phase.GetProperty("name").GetString()));
+        // What the guest prints until it is stopped may begin more of them.
+        Assert.Equal(["boot", "init"], phases.Select(phase => phase.GetProperty("name").GetString()).Take(2));
         Assert.All(phases, phase => CheckExits(phase.GetProperty("exits"), least: 0));
         Assert.InRange(phases.Sum(phase => phase.GetProperty("wall_ms").GetDouble()), wall * 0.99, (wall * 1.01) + 1);
         Assert.Equal(
