@@ -1,3 +1,4 @@
+using System.Collections;
 using Dmp.Kvm.Memory;
 
 namespace Dmp.Kvm.CodeScan;
@@ -84,6 +85,9 @@ internal sealed class CodePages(GuestMemory memory)
         }
     }
 
+    /// <summary>Whether a frame holds code that was loaded, not made.</summary>
+    internal bool IsOriginalText(ulong frame) => frame >= OriginalText.First && frame < OriginalText.End;
+
     /// <summary>Whether any frame of a 2 MiB range holds scanned code.</summary>
     internal bool AnyInLargePage(ulong frame)
     {
@@ -147,6 +151,77 @@ internal sealed class CodePages(GuestMemory memory)
         }
     }
 
+    /// <summary>
+    /// Puts a trap on every byte of a frame of slots (<see cref="CodeScanner.HasSlots"/>), and remembers the bytes: <see cref="Reveal"/>
+    /// uncovers what is seen to run.
+    /// </summary>
+    /// <param name="frame">The frame.</param>
+    /// <param name="page">Virtual address that it runs at.</param>
+    internal void AddCovered(ulong frame, ulong page)
+    {
+        lock (sync)
+        {
+            if (pages.ContainsKey(frame))
+            {
+                return;
+            }
+
+            Scans++;
+            Span<byte> bytes = Bytes(frame);
+            CodePage added = new(page, spill: 0) { Swept = new BitArray(Paging.PageSize) };
+            for (int offset = 0; offset < bytes.Length; offset++)
+            {
+                added.Replaced.Add((ushort)offset, bytes[offset]);
+            }
+
+            bytes.Fill(Trap);
+            pages.Add(frame, added);
+            frames[page] = frame;
+            Patches?.Scanned(page);
+        }
+    }
+
+    /// <summary>Uncovers the code that runs from an instruction on. Other vCPUs may be running in the frame.</summary>
+    /// <param name="frame">The frame, added by <see cref="AddCovered"/>.</param>
+    /// <param name="offset">Where the instruction begins.</param>
+    /// <param name="scanner">Sweeps it.</param>
+    /// <returns>Whether the frame was covered: the instruction may run, or is a trap of its own.</returns>
+    internal bool Reveal(ulong frame, int offset, CodeScanner scanner)
+    {
+        lock (sync)
+        {
+            if (!pages.TryGetValue(frame, out CodePage? page) || page.Swept is not { } swept)
+            {
+                return false;
+            }
+
+            Span<byte> bytes = Bytes(frame);
+            byte[] own = bytes.ToArray();
+            Restore(page, own, 0);
+            scanner.Follow(own, offset, at => swept[at], page.Instructions);
+
+            // From the last to the first: who comes by meets the trap on the first byte until the rest is there.
+            for (int index = page.Instructions.Count - 1; index >= 0; index--)
+            {
+                SweptInstruction instruction = page.Instructions[index];
+                for (int at = instruction.Offset + instruction.Length - 1; at >= instruction.Offset; at--)
+                {
+                    swept[at] = true;
+                    if (instruction.Silent && at == instruction.Offset)
+                    {
+                        page.Runs[at] = 1;
+                    }
+                    else if (page.Replaced.Remove((ushort)at))
+                    {
+                        Volatile.Write(ref bytes[at], own[at]);
+                    }
+                }
+            }
+
+            return true;
+        }
+    }
+
     /// <summary>Puts the original bytes back: the frame is ordinary memory again.</summary>
     /// <param name="frame">The frame.</param>
     /// <param name="address">Virtual address of the page that it ran at.</param>
@@ -191,7 +266,7 @@ internal sealed class CodePages(GuestMemory memory)
     {
         lock (sync)
         {
-            if (frame < OriginalText.First || frame >= OriginalText.End)
+            if (!IsOriginalText(frame))
             {
                 copies.Repair(Bytes(frame));
             }
@@ -403,5 +478,11 @@ internal sealed class CodePages(GuestMemory memory)
         internal readonly ulong Page = page;
         internal readonly int Spill = spill;
         internal int Patched;
+
+        /// <summary>In a page of slots, the bytes that are known to be code; null in any other.</summary>
+        internal BitArray? Swept;
+
+        /// <summary>What the last sweep went through; scratch.</summary>
+        internal readonly List<SweptInstruction> Instructions = [];
     }
 }

@@ -12,6 +12,12 @@ namespace Dmp.Kvm.CodeScan;
 /// <param name="SureStart">Offset in the window where another instruction begins for certain (how the page before ended), or -1.</param>
 internal readonly record struct ScanRequest(int PageStart, int PageLength, int Boundary, int SureStart);
 
+/// <summary>An instruction that a sweep went through.</summary>
+/// <param name="Offset">Where it begins.</param>
+/// <param name="Length">Its length in bytes.</param>
+/// <param name="Silent">Whether it must not run as it is.</param>
+internal readonly record struct SweptInstruction(int Offset, int Length, bool Silent);
+
 /// <summary>
 /// Finds the silent sensitive instructions of a page of code by linear sweep. From the fetched address on the instruction boundaries
 /// are certain. Before it they are inferred: x86 code resynchronizes within a few instructions, so sweeps from several starting points
@@ -24,6 +30,9 @@ internal sealed class CodeScanner
     private const int CandidateStarts = 16;
     private const int LongestInstruction = 15;
     private const byte BreakpointOpcode = 0xCC;
+
+    /// <summary>The longest instruction and a near jump back.</summary>
+    private const int LongestSlot = LongestInstruction + 5;
 
     /// <summary>Bytes on both sides of an instruction that must be what they were, for it to be the same code.</summary>
     private const int Context = 8;
@@ -60,6 +69,71 @@ internal sealed class CodeScanner
 
         return ScanAfter(request, found);
     }
+
+    /// <summary>
+    /// Whether a page is one of slots: short pieces of code that the guest writes one by one, with gaps that were never written between
+    /// them (Linux: the out-of-line copies of kprobes). A sweep loses the boundaries in a gap. A longer piece alone, with zeros behind it
+    /// and something else behind them, is a function with its data (Linux: a trampoline of function tracing).
+    /// </summary>
+    /// <param name="page">The whole page.</param>
+    internal bool HasSlots(ReadOnlySpan<byte> page)
+    {
+        int used = page.Length - TrailingZeros(page);
+        reader.Load(page);
+        knowsBefore = false;
+        int pieces = 0;
+        for (int at = 0, start = 0; at < used - 1;)
+        {
+            reader.Position = at;
+            decoder.Decode(out Instruction instruction);
+            at += instruction.IsInvalid ? 1 : instruction.Length;
+            if (!EndsFlow(instruction) || at + 1 >= used || page[at] != 0 || page[at + 1] != 0)
+            {
+                continue;
+            }
+
+            pieces++;
+            if (pieces > 1 || at - start <= LongestSlot)
+            {
+                return true;
+            }
+
+            at += page[at..].IndexOfAnyExcept((byte)0);
+            start = at;
+        }
+
+        return false;
+    }
+
+    /// <summary>Sweeps from an instruction that is certain to where the flow ends, or to bytes that are swept already.</summary>
+    /// <param name="page">The whole page.</param>
+    /// <param name="offset">Where the instruction begins.</param>
+    /// <param name="stop">Says whether an offset has been swept.</param>
+    /// <param name="found">Receives the instructions; cleared first.</param>
+    internal void Follow(ReadOnlySpan<byte> page, int offset, Predicate<int> stop, List<SweptInstruction> found)
+    {
+        found.Clear();
+        reader.Load(page);
+        for (int at = offset; at < page.Length && !stop(at);)
+        {
+            reader.Position = at;
+            decoder.Decode(out Instruction instruction);
+            int length = instruction.IsInvalid ? 1 : instruction.Length;
+            found.Add(new SweptInstruction(at, Math.Min(length, page.Length - at), SilentInstructions.IsSilent(instruction)));
+            if (instruction.IsInvalid || EndsFlow(instruction))
+            {
+                return;
+            }
+
+            at += length;
+        }
+    }
+
+    private static bool EndsFlow(in Instruction instruction) => instruction.FlowControl
+        is FlowControl.UnconditionalBranch or FlowControl.IndirectBranch or FlowControl.Return or FlowControl.Interrupt
+        or FlowControl.Exception;
+
+    private static int TrailingZeros(ReadOnlySpan<byte> page) => page.Length - 1 - page.LastIndexOfAnyExcept((byte)0);
 
     private int ScanAfter(in ScanRequest request, List<int> found)
     {

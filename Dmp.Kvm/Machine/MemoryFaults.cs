@@ -127,6 +127,12 @@ internal sealed class MemoryFaults
         TryPrefill(page, kernelCode: true);
     }
 
+    /// <summary>
+    /// A trap was met that stands for no silent instruction: in a page of slots, code that had not been seen to run.
+    /// </summary>
+    /// <returns>Whether the instruction can run now.</returns>
+    internal bool TryReveal(ulong rip) => code.Reveal(FrameOf(rip), (int)(rip & Paging.PageOffsetMask), scanner);
+
     /// <summary>The stepped instruction is over: the page is protected again, and scanned when it is next executed.</summary>
     /// <returns>Whether RFLAGS.TF was ours alone.</returns>
     internal bool EndStep()
@@ -278,9 +284,23 @@ internal sealed class MemoryFaults
             Release(frame);
         }
 
+        if (code.TryFindFrame(page, out ulong old))
+        {
+            // The guest runs other code at this address now.
+            Release(old);
+        }
+
         ReadOnlySpan<byte> before = code.Prepare(frame);
         int lead = access.Fetch(page - LeadIn, window.AsSpan(0, LeadIn), out _) == LeadIn ? LeadIn : 0;
         int read = access.Fetch(page, window.AsSpan(lead, Paging.PageSize + LeadOut), out _);
+        if (!code.IsOriginalText(frame) && read >= Paging.PageSize && scanner.HasSlots(window.AsSpan(lead, Paging.PageSize)))
+        {
+            code.AddCovered(frame, page);
+            _ = TryReveal(rip);
+            tlb.DropWritable(frame);
+            return;
+        }
+
         ulong previous = lead == 0 ? NoFrame : FrameOf(page - 1);
         int spill = code.Spill(previous);
 

@@ -429,6 +429,12 @@ internal sealed class Vcpu : IVcpu, IDisposable
         // Counted before it runs: RIP is still the site, and an exception thrown on the way has its site on record.
         ulong site = regs.Rip;
         Outcome outcome = state.UserMode ? emulator.ExecuteForUser(instruction) : emulator.Execute(instruction);
+        if (outcome == Outcome.NotSensitive && isTrap && faults.TryReveal(site))
+        {
+            Exits.Count(ExitKind.CodeScan, site);
+            return CheckProgress(site);
+        }
+
         Exits.Count(KindOf(outcome, instruction, isTrap && SilentInstructions.IsSilent(instruction)), site);
         return Finish(outcome, fault, instruction);
     }
