@@ -56,7 +56,9 @@ internal sealed class TemplateCase
             ],
             Arrange = (state, random) =>
             {
-                state.CodeSelector = (ushort)random.Next(0x10000);
+                // Any that kernel code can have: one with the compatibility code's RPL would make it 32-bit code.
+                const int Privilege = 3;
+                state.CodeSelector = (ushort)(random.Next(0x10000) & ~Privilege);
                 state.StackSelector = (ushort)random.Next(0x10000);
             },
         },
