@@ -1,3 +1,5 @@
+using Dmp.Kvm.Memory;
+
 namespace Dmp.Kvm.Devices;
 
 /// <summary>
@@ -9,6 +11,7 @@ public sealed class Chipset
     private readonly TimerQueue[] timers;
     private readonly LocalApic[] localApics;
     private readonly IMachineControl control;
+    private readonly SerialConsole console;
 
     /// <summary>Builds the devices.</summary>
     /// <param name="vcpus">Number of vCPUs.</param>
@@ -25,6 +28,7 @@ public sealed class Chipset
         ArgumentNullException.ThrowIfNull(control);
         ArgumentNullException.ThrowIfNull(console);
         this.control = control;
+        this.console = console;
         timers = new TimerQueue[vcpus];
         localApics = new LocalApic[vcpus];
         ApicInterconnect interconnect = new();
@@ -60,6 +64,13 @@ public sealed class Chipset
 
     /// <summary>The serial port of the console.</summary>
     public Uart16550 Uart { get; }
+
+    /// <summary>Offers implants what needs no exit. Before the first vCPU runs.</summary>
+    internal void Offer(DevicePage page)
+    {
+        Uart.Offer(page);
+        console.OutputWanted = Uart.PutOutTransmitted;
+    }
 
     /// <summary>Drives an ISA interrupt line, which both interrupt controllers see. Any thread.</summary>
     /// <param name="irq">0 to 15.</param>

@@ -15,6 +15,9 @@ public sealed class SerialConsole : ISerialConsole, IConsoleOutput, IConsoleInpu
     // after it was woken, so that a line of text is one wake-up.
     private static readonly TimeSpan GatherTime = TimeSpan.FromMilliseconds(1);
 
+    // How long output may lie where nobody signals it.
+    private static readonly TimeSpan LookTime = TimeSpan.FromMilliseconds(20);
+
     private readonly OutputChain output = new();
     private readonly ByteRing input = new(InputCapacity);
     private readonly object wake = new();
@@ -22,6 +25,12 @@ public sealed class SerialConsole : ISerialConsole, IConsoleOutput, IConsoleInpu
 
     /// <summary>Called after input was queued, on the thread that queued it. Set before the machine runs.</summary>
     public Action? InputArrived { get; set; }
+
+    /// <summary>
+    /// Called by the reader before it looks for output: puts what a guest that does not exit has written meanwhile. Set before the machine
+    /// runs; null when there is no such output.
+    /// </summary>
+    internal Action? OutputWanted { get; set; }
 
     /// <inheritdoc/>
     public void Put(byte value)
@@ -42,7 +51,11 @@ public sealed class SerialConsole : ISerialConsole, IConsoleOutput, IConsoleInpu
     }
 
     /// <inheritdoc/>
-    public int TakeOutput(Span<byte> buffer) => output.Take(buffer);
+    public int TakeOutput(Span<byte> buffer)
+    {
+        OutputWanted?.Invoke();
+        return output.Take(buffer);
+    }
 
     /// <inheritdoc/>
     public bool WaitForOutput(TimeSpan timeout)
@@ -53,22 +66,24 @@ public sealed class SerialConsole : ISerialConsole, IConsoleOutput, IConsoleInpu
         }
 
         long start = Stopwatch.GetTimestamp();
-        lock (wake)
+        bool waited = true;
+        while (waited)
         {
-            while (true)
+            // Not under the lock that Put takes.
+            OutputWanted?.Invoke();
+            lock (wake)
             {
                 Volatile.Write(ref readerWaits, true);
                 Interlocked.MemoryBarrier();
-                TimeSpan left = timeout == Timeout.InfiniteTimeSpan ? timeout : timeout - Stopwatch.GetElapsedTime(start);
-                if (output.HasBytes || (left <= TimeSpan.Zero && left != Timeout.InfiniteTimeSpan))
+                TimeSpan left = timeout == Timeout.InfiniteTimeSpan ? TimeSpan.MaxValue : timeout - Stopwatch.GetElapsedTime(start);
+                waited = !output.HasBytes && left > TimeSpan.Zero;
+                if (waited)
                 {
-                    break;
+                    System.Threading.Monitor.Wait(wake, Step(left));
                 }
 
-                System.Threading.Monitor.Wait(wake, left);
+                Volatile.Write(ref readerWaits, false);
             }
-
-            Volatile.Write(ref readerWaits, false);
         }
 
         if (!output.HasBytes)
@@ -94,4 +109,11 @@ public sealed class SerialConsole : ISerialConsole, IConsoleOutput, IConsoleInpu
 
     /// <inheritdoc/>
     public bool TryTake(out byte value) => input.TryTake(out value);
+
+    private TimeSpan Step(TimeSpan left)
+    {
+        TimeSpan longest = OutputWanted is null ? TimeSpan.MaxValue : LookTime;
+        TimeSpan step = left < longest ? left : longest;
+        return step == TimeSpan.MaxValue ? Timeout.InfiniteTimeSpan : step;
+    }
 }

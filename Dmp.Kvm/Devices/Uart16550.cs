@@ -1,3 +1,5 @@
+using Dmp.Kvm.Memory;
+
 namespace Dmp.Kvm.Devices;
 
 /// <summary>
@@ -5,6 +7,11 @@ namespace Dmp.Kvm.Devices;
 /// so the transmitter is always empty; a received one sits in the FIFO as soon as there is room, so nothing from the host is ever
 /// lost to an overrun, and a FIFO that stays below its trigger level has timed out at once.
 /// </summary>
+/// <remarks>
+/// What has no effect but on itself it offers to implants (<see cref="Offer"/>): characters to transmit while no interrupt comes of
+/// them, and registers that can be read without a side effect. Before anything else happens to it, it takes what implants have
+/// transmitted, so the order on the line is the order of the writes.
+/// </remarks>
 public sealed class Uart16550 : IPortDevice, ISharedDevice
 {
     /// <summary>Number of ports.</summary>
@@ -26,6 +33,10 @@ public sealed class Uart16550 : IPortDevice, ISharedDevice
     private bool overrun;
     private bool transmitterEmptyPending;
     private bool line;
+
+    // Null while nothing is offered. Written under the lock; a vCPU that looks at the ring without it sees its own past at least.
+    private DevicePage? offer;
+    private TransmitRing? transmitted;
 
     /// <summary>Makes a UART.</summary>
     /// <param name="basePort">First of its eight ports.</param>
@@ -51,18 +62,78 @@ public sealed class Uart16550 : IPortDevice, ISharedDevice
     // thrown away by the FIFO resets of the guest's driver.
     private bool TerminalMaySend => !Loop && (modemControl & (Mcr.DTR | Mcr.RTS)) != 0;
 
+    private Lsr LineStatus => Lsr.THRE | Lsr.TEMT | (fifo.Count > 0 ? Lsr.DR : Lsr.None);
+
+    private Iir FifoBits => fifo.Enabled ? Iir.FifosEnabled : 0;
+
     /// <summary>Looks for input from the host. Any thread, after input was queued.</summary>
     public void ReceiveInput()
     {
         lock (Gate)
         {
+            TakeTransmitted();
             Receive();
             UpdateInterrupt();
+            Publish();
+        }
+    }
+
+    /// <summary>Offers implants what needs no exit. Before the first vCPU runs.</summary>
+    internal void Offer(DevicePage page)
+    {
+        lock (Gate)
+        {
+            offer = page;
+            transmitted = new TransmitRing(page);
+            page[DevicePageField.RegisterBase] = basePort;
+            Publish();
+        }
+    }
+
+    /// <summary>Takes what implants have transmitted, and offers nothing any more: the page goes away. No vCPU runs.</summary>
+    internal void EndOffer()
+    {
+        lock (Gate)
+        {
+            TakeTransmitted();
+            offer = null;
+            transmitted = null;
+        }
+    }
+
+    /// <summary>Whether implants have transmitted something that is not put out yet. Without a lock; only while the page cannot go away.</summary>
+    internal bool HasTransmitted => transmitted is { HasBytes: true };
+
+    /// <summary>Puts out what implants have transmitted. Any thread.</summary>
+    internal void PutOutTransmitted()
+    {
+        lock (Gate)
+        {
+            TakeTransmitted();
+            UpdateInterrupt();
+            Publish();
         }
     }
 
     /// <inheritdoc/>
-    public uint Read(ushort port, int size) => (UartRegister)(port - basePort) switch
+    public uint Read(ushort port, int size)
+    {
+        TakeTransmitted();
+        byte value = ReadRegister((UartRegister)(port - basePort));
+        Publish();
+        return value;
+    }
+
+    /// <inheritdoc/>
+    public void Write(ushort port, int size, uint value)
+    {
+        TakeTransmitted();
+        WriteRegister((UartRegister)(port - basePort), (byte)value);
+        UpdateInterrupt();
+        Publish();
+    }
+
+    private byte ReadRegister(UartRegister register) => register switch
     {
         UartRegister.RbrThrDll => DivisorLatchAccess ? divisorLow : ReadCharacter(),
         UartRegister.IerDlm => DivisorLatchAccess ? divisorHigh : (byte)enabled,
@@ -74,11 +145,9 @@ public sealed class Uart16550 : IPortDevice, ISharedDevice
         _ => scratch,
     };
 
-    /// <inheritdoc/>
-    public void Write(ushort port, int size, uint value)
+    private void WriteRegister(UartRegister register, byte data)
     {
-        byte data = (byte)value;
-        switch ((UartRegister)(port - basePort))
+        switch (register)
         {
             case UartRegister.RbrThrDll when DivisorLatchAccess:
                 divisorLow = data;
@@ -110,8 +179,6 @@ public sealed class Uart16550 : IPortDevice, ISharedDevice
             default:
                 break; // Read-only; writing is for factory tests.
         }
-
-        UpdateInterrupt();
     }
 
     private byte ReadCharacter()
@@ -132,12 +199,12 @@ public sealed class Uart16550 : IPortDevice, ISharedDevice
             UpdateInterrupt();
         }
 
-        return (byte)(fifo.Enabled ? identification | Iir.FifosEnabled : identification);
+        return (byte)(identification | FifoBits);
     }
 
     private byte ReadLineStatus()
     {
-        Lsr status = Lsr.THRE | Lsr.TEMT | (fifo.Count > 0 ? Lsr.DR : Lsr.None) | (overrun ? Lsr.OE : Lsr.None);
+        Lsr status = LineStatus | (overrun ? Lsr.OE : Lsr.None);
         overrun = false;
         UpdateInterrupt();
         return (byte)status;
@@ -241,4 +308,40 @@ public sealed class Uart16550 : IPortDevice, ISharedDevice
             interrupt(level);
         }
     }
+
+    /// <summary>
+    /// What implants have transmitted leaves first, whatever the state is by now: they did it when the line was free to use. A vCPU that
+    /// runs at the same time can fill the ring again meanwhile; what it adds then comes after this access.
+    /// </summary>
+    private void TakeTransmitted()
+    {
+        for (int count = 0; count < DevicePage.RingEntries && transmitted is not null && transmitted.TryTake(out byte value); count++)
+        {
+            output.Put(value);
+            transmitterEmptyPending = true;
+        }
+    }
+
+    /// <summary>Says what needs no exit in the state that the UART has now.</summary>
+    private void Publish()
+    {
+        if (offer is null)
+        {
+            return;
+        }
+
+        bool interrupts = (enabled & Ier.ETBEI) != 0 && !transmitterEmptyPending;
+        offer[DevicePageField.TransmitPort] = DivisorLatchAccess || Loop || interrupts ? DevicePage.NoPort : basePort;
+        Iir identification = Pending();
+        Publish(UartRegister.IerDlm, DivisorLatchAccess ? divisorHigh : (byte)enabled);
+        Publish(UartRegister.IirFcr, (byte)(identification | FifoBits), identification != Iir.TransmitterEmpty);
+        Publish(UartRegister.Lcr, lineControl);
+        Publish(UartRegister.Mcr, (byte)modemControl);
+        Publish(UartRegister.Lsr, (byte)LineStatus, !overrun);
+        Publish(UartRegister.Msr, (byte)modemStatus, (modemStatus & Msr.Changes) == 0);
+        Publish(UartRegister.Scr, scratch);
+    }
+
+    private void Publish(UartRegister register, byte value, bool readable = true) =>
+        offer![DevicePageField.Registers + (int)register] = readable ? value | DevicePage.RegisterReadable : 0;
 }

@@ -222,6 +222,11 @@ internal sealed class Vcpu : IVcpu, IDisposable
         Exits.AddTime(before - leftGuest, after - before);
         leftGuest = after;
         midGuest = false;
+        if (chipset.Uart.HasTransmitted)
+        {
+            chipset.Uart.PutOutTransmitted();
+        }
+
         return reason;
     }
 

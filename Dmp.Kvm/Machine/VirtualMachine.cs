@@ -65,6 +65,11 @@ public sealed class VirtualMachine : IMachine, IMachineFacts
             }
 
             shared.Control.Attach(vcpus);
+            if (patches is not null)
+            {
+                shared.Chipset.Offer(new DevicePage(monitor));
+            }
+
             EnterKernel(vcpus[0]);
         }
         catch
@@ -145,6 +150,8 @@ public sealed class VirtualMachine : IMachine, IMachineFacts
     /// <inheritdoc/>
     public void Dispose()
     {
+        // The console may be read for longer than the guest's memory is there.
+        shared?.Chipset.Uart.EndOffer();
         for (int index = owned.Count - 1; index >= 0; index--)
         {
             owned[index].Dispose();

@@ -73,6 +73,34 @@ internal sealed class ImplantAssembler
     internal void Compare(AssemblerRegister32 register, VcpuPageField field) =>
         assembler.AddInstruction(Instruction.Create(Code.Cmp_r32_rm32, register, Operand(field)));
 
+    /// <summary>Reads the lowest byte of a field; the rest of the register stays.</summary>
+    internal void Load(AssemblerRegister8 target, VcpuPageField field) =>
+        assembler.AddInstruction(Instruction.Create(Code.Mov_r8_rm8, target, Operand(field)));
+
+    /// <summary>Writes the lowest byte of a field.</summary>
+    internal void Store(VcpuPageField field, AssemblerRegister8 source) =>
+        assembler.AddInstruction(Instruction.Create(Code.Mov_rm8_r8, Operand(field), source));
+
+    /// <summary>Reads a field of the devices' page.</summary>
+    internal void Load(AssemblerRegister64 target, DevicePageField field) =>
+        assembler.AddInstruction(Instruction.Create(Code.Mov_r64_rm64, target, Operand(field)));
+
+    /// <summary>Writes a field of the devices' page.</summary>
+    internal void Store(DevicePageField field, AssemblerRegister64 source) =>
+        assembler.AddInstruction(Instruction.Create(Code.Mov_rm64_r64, Operand(field), source));
+
+    /// <summary>Compares a register with the low half of a field of the devices' page.</summary>
+    internal void Compare(AssemblerRegister32 register, DevicePageField field) =>
+        assembler.AddInstruction(Instruction.Create(Code.Cmp_r32_rm32, register, Operand(field)));
+
+    /// <summary>Subtracts the low half of a field of the devices' page from a register.</summary>
+    internal void Subtract(AssemblerRegister32 register, DevicePageField field) =>
+        assembler.AddInstruction(Instruction.Create(Code.Sub_r32_rm32, register, Operand(field)));
+
+    /// <summary>The address of a field of the devices' page.</summary>
+    internal void LoadAddress(AssemblerRegister64 target, DevicePageField field) =>
+        assembler.AddInstruction(Instruction.Create(Code.Lea_r64_m, target, Operand(field)));
+
     /// <summary>Keeps the flags in Scratch2. RAX must be free, and is not kept.</summary>
     internal void SaveFlags()
     {
@@ -198,6 +226,9 @@ internal sealed class ImplantAssembler
     // Relative to RIP: an absolute address in 32 bits reaches only the last 2 GiB.
     private static MemoryOperand Operand(VcpuPageField field) =>
         new(Register.RIP, (long)VcpuPage.Address(field), sizeof(ulong));
+
+    private static MemoryOperand Operand(DevicePageField field) =>
+        new(Register.RIP, (long)DevicePage.Address(field), sizeof(ulong));
 
     private void NotePoints()
     {

@@ -171,8 +171,13 @@ public static class PatchDisassembly
             return address == MachineLayout.UserGate ? "monitor.UserGate" : "monitor.RootGate";
         }
 
-        ulong offset = address - MachineLayout.VcpuPageAddress;
-        ulong field = offset / sizeof(ulong);
+        ulong field = (address - MachineLayout.DevicePageAddress) / sizeof(ulong);
+        if (field < (ulong)DevicePageField.Count)
+        {
+            return $"devices.{(DevicePageField)field}";
+        }
+
+        field = (address - MachineLayout.VcpuPageAddress) / sizeof(ulong);
         if (field >= (ulong)VcpuPageField.Count)
         {
             return null;

@@ -1,5 +1,8 @@
 using System.Text;
 using Dmp.Kvm.Devices;
+using Dmp.Kvm.Memory;
+using FsCheck;
+using FsCheck.Fluent;
 
 namespace Dmp.Kvm.Specs.Devices;
 
@@ -141,6 +144,88 @@ public class UartSpecs
         Assert.Equal(0x04, In(6)); // TERI
     }
 
+    [Fact(DisplayName = "With implants on its ports the UART does on the line, to interrupts and to every read what it does without")]
+    public void Implants() => Check.One(
+        Config.QuickThrowOnFailure.WithMaxTest(3000).WithEndSize(200),
+        Prop.ForAll(Gen.ListOf(Access()).ToArbitrary(), accesses =>
+        {
+            Twin plain = new(offers: false);
+            Twin offering = new(offers: true);
+            foreach (UartAccess access in accesses)
+            {
+                Assert.Equal(plain.Do(access), offering.Do(access));
+                Assert.Equal(plain.Line, offering.Line);
+            }
+
+            Assert.Equal(plain.Text, offering.Text);
+        }));
+
+    [Fact(DisplayName = "Sending needs no attention while no interrupt comes of it")]
+    public void Offers_transmission()
+    {
+        Twin twin = new(offers: true);
+        Assert.True(twin.TakesBytes);
+        twin.Write(3, 0x80);
+        Assert.False(twin.TakesBytes);
+        twin.Write(3, 0);
+        twin.Write(4, 0x10);
+        Assert.False(twin.TakesBytes);
+        twin.Write(4, Ready);
+        twin.Write(1, 2);
+        Assert.True(twin.TakesBytes); // It has interrupted already.
+        Assert.Equal(2, twin.Read(2) & 0x0F);
+        Assert.False(twin.TakesBytes);
+        twin.Write(1, 0);
+        Assert.True(twin.TakesBytes);
+    }
+
+    [Fact(DisplayName = "A byte that was in the ring when the UART was switched over belongs to the time before")]
+    public void Late_byte()
+    {
+        SerialConsole own = new();
+        Uart16550 late = new(0x3F8, own, own, line.Add);
+        DevicePage page = new();
+        late.Offer(page);
+        RingProducer producer = new(page);
+        producer.ReadTail();
+        late.Write(0x3F8 + 4, 1, Ready);
+        late.Write(0x3F8 + 1, 1, 2);
+        Assert.Equal(2u, late.Read(0x3F8 + 2, 1) & 0x0F);
+        Assert.True(producer.Exchange((byte)'a'));
+        Assert.Equal([true, false], line);
+
+        late.PutOutTransmitted();
+
+        Assert.Equal([true, false, true], line); // It has left, and the transmitter is empty again.
+        byte[] buffer = new byte[2];
+        Assert.Equal(1, own.TakeOutput(buffer));
+    }
+
+    [Fact(DisplayName = "What implants transmitted is there for a reader though nobody signals it, and after the page is gone")]
+    public void Readers()
+    {
+        Twin twin = new(offers: true);
+        _ = twin.Do(new UartAccess(0, 'a', IsWrite: true));
+        Assert.True(twin.Waits());
+        Assert.Equal("a", twin.Text);
+        _ = twin.Do(new UartAccess(0, 'b', IsWrite: true));
+        twin.End();
+        Assert.Equal("b", twin.Text);
+    }
+
+    private static Gen<UartAccess> Access() =>
+        from register in Gen.Frequency((3, Gen.Constant(0)), (4, Gen.Choose(0, 7)))
+        from value in register switch
+        {
+            0 => Gen.Choose('a', 'z'),
+            1 => Gen.Choose(0, 15),
+            3 => Gen.Elements(0, 0, 3, 0x80),
+            4 => Gen.Elements((int)Ready, Ready, 0, 8, 0x10, 0x1F),
+            _ => Gen.Choose(0, 255),
+        }
+        from kind in Gen.Choose(0, 9)
+        select new UartAccess(kind == 0 ? UartAccess.Typed : register, value, kind < 6);
+
     private byte In(int register) => (byte)uart.Read((ushort)(0x3F8 + register), 1);
 
     private void Out(int register, byte value) => uart.Write((ushort)(0x3F8 + register), 1, value);
@@ -149,5 +234,80 @@ public class UartSpecs
     {
         byte[] buffer = new byte[256];
         return Encoding.ASCII.GetString(buffer, 0, console.TakeOutput(buffer));
+    }
+
+    /// <summary>What happens to a UART.</summary>
+    /// <param name="Register">The register, or <see cref="Typed"/>.</param>
+    /// <param name="Value">The value written or typed.</param>
+    /// <param name="IsWrite">Whether it is written to.</param>
+    private sealed record UartAccess(int Register, int Value, bool IsWrite)
+    {
+        /// <summary>Somebody types a character.</summary>
+        public const int Typed = -1;
+    }
+
+    /// <summary>A UART, with implants on its ports or without.</summary>
+    private sealed class Twin
+    {
+        private const ushort Port = 0x3F8;
+
+        private readonly SerialConsole console = new();
+        private readonly DevicePage page = new();
+        private readonly Uart16550 uart;
+        private readonly RingProducer vcpu;
+
+        public Twin(bool offers)
+        {
+            uart = new Uart16550(Port, console, console, level => Line = level);
+            console.InputArrived = uart.ReceiveInput;
+            vcpu = new RingProducer(page);
+            if (offers)
+            {
+                uart.Offer(page);
+                console.OutputWanted = uart.PutOutTransmitted;
+            }
+        }
+
+        public bool Line { get; private set; }
+
+        public bool TakesBytes => page[DevicePageField.TransmitPort] == Port;
+
+        public string Text
+        {
+            get
+            {
+                byte[] buffer = new byte[4096];
+                return Encoding.ASCII.GetString(buffer, 0, console.TakeOutput(buffer));
+            }
+        }
+
+        public int Do(UartAccess access)
+        {
+            if (access.Register == UartAccess.Typed)
+            {
+                return console.PutInput([(byte)access.Value]);
+            }
+
+            ushort port = (ushort)(Port + access.Register);
+            if (access.IsWrite)
+            {
+                if (!vcpu.TryOut(port, (byte)access.Value))
+                {
+                    uart.Write(port, 1, (uint)access.Value);
+                }
+
+                return 0;
+            }
+
+            return vcpu.TryIn(port, out byte value) ? value : (int)uart.Read(port, 1);
+        }
+
+        public void Write(int register, byte value) => uart.Write((ushort)(Port + register), 1, value);
+
+        public byte Read(int register) => (byte)uart.Read((ushort)(Port + register), 1);
+
+        public bool Waits() => console.WaitForOutput(TimeSpan.FromSeconds(10));
+
+        public void End() => uart.EndOffer();
     }
 }

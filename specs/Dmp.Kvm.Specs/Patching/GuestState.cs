@@ -9,6 +9,7 @@ internal sealed class GuestState
     internal const int GeneralRegisters = 16;
     internal const int Rax = 0;
     internal const int Rcx = 1;
+    internal const int Rdx = 2;
     internal const int Rsp = 4;
     internal const int R11 = 11;
 
@@ -46,6 +47,12 @@ internal sealed class GuestState
 
     /// <summary>An interrupt waits.</summary>
     internal bool Pending { get; set; }
+
+    /// <summary>Accesses to ports that precede the run; without a value it is a read.</summary>
+    internal List<(ushort Port, byte? Value)> Ports { get; } = [];
+
+    /// <summary>Characters that were typed before.</summary>
+    internal int Typed { get; set; }
 
     internal int MemorySeed { get; set; }
 

@@ -133,6 +133,14 @@ internal sealed class PatchRig : IDisposable
         return result;
     }
 
+    /// <summary>Runs from a state for as long as it goes.</summary>
+    internal VcpuStop RunToEnd(GuestState state)
+    {
+        Load(state);
+        result = null;
+        return vcpu.Run();
+    }
+
     /// <summary>Makes an interrupt pending.</summary>
     internal void Interrupt(byte vector = InterruptVector) =>
         Assert.True(apic.Accept(new InterruptMessage(0, false, DeliveryMode.Fixed, vector, false)));
@@ -179,6 +187,49 @@ internal sealed class PatchRig : IDisposable
         {
             Interrupt();
         }
+
+        ResetSerialPort();
+        foreach ((ushort port, byte? value) in state.Ports)
+        {
+            Access(port, value);
+        }
+
+        for (int typed = 0; typed < state.Typed; typed++)
+        {
+            _ = machine.Console.PutInput("?"u8);
+        }
+    }
+
+    /// <summary>Everything as after reset, but for the divisor.</summary>
+    private void ResetSerialPort()
+    {
+        const byte ReadyToReceive = 0x03;
+        const byte ResetFifos = 0x06;
+        const uint DataReady = 1;
+        Access(DeviceLayout.Serial + (int)UartRegister.Lcr, 0);
+        Access(DeviceLayout.Serial + (int)UartRegister.IerDlm, 0);
+        Access(DeviceLayout.Serial + (int)UartRegister.Mcr, ReadyToReceive);
+        while ((Access(DeviceLayout.Serial + (int)UartRegister.Lsr, null) & DataReady) != 0)
+        {
+            Access(DeviceLayout.Serial, null);
+        }
+
+        Access(DeviceLayout.Serial + (int)UartRegister.Mcr, 0);
+        Access(DeviceLayout.Serial + (int)UartRegister.IirFcr, ResetFifos);
+        Access(DeviceLayout.Serial + (int)UartRegister.Msr, null);
+        Access(DeviceLayout.Serial + (int)UartRegister.Scr, 0);
+        _ = machine.Text();
+    }
+
+    private uint Access(ushort port, byte? value)
+    {
+        PortBus ports = machine.Shared.Chipset.Ports;
+        if (value is { } written)
+        {
+            ports.Write(port, 1, written);
+        }
+
+        return value is null ? ports.Read(port, 1) : 0;
     }
 
     private void NoteMark()
@@ -217,6 +268,14 @@ internal sealed class PatchRig : IDisposable
         captured.FaultedAt = Word(ExceptionStack - FrameBytes);
         captured.FlagsAtFault = Word(ExceptionStack - FrameBytes + (2 * sizeof(ulong)));
         captured.StackAtFault = Word(ExceptionStack - FrameBytes + (3 * sizeof(ulong)));
+        byte[] text = new byte[sizeof(ulong)];
+        captured.Note("serial text length", (ulong)machine.Console.TakeOutput(text));
+        captured.Note("serial text", MemoryMarshal.Read<ulong>(text));
+        for (UartRegister register = UartRegister.Scr; register >= UartRegister.RbrThrDll; register--)
+        {
+            captured.Note($"serial {register}", Access((ushort)(DeviceLayout.Serial + (int)register), null));
+        }
+
         captured.NoteMemory(Stack, Bytes(Stack, StackBytes));
         captured.NoteMemory(ExceptionStack - ExceptionStackBytes, Bytes(ExceptionStack - ExceptionStackBytes, ExceptionStackBytes));
         return captured;

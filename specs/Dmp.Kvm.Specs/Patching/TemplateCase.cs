@@ -1,5 +1,6 @@
 using System.Collections.Immutable;
 using Dmp.Kvm.Cpu;
+using Dmp.Kvm.Devices;
 using Dmp.Kvm.Patching;
 using Iced.Intel;
 using static Iced.Intel.AssemblerRegisters;
@@ -55,7 +56,9 @@ internal sealed class TemplateCase
             ],
             Arrange = (state, random) =>
             {
-                state.CodeSelector = (ushort)random.Next(0x10000);
+                // Any that kernel code can have: one with the compatibility code's RPL would make it 32-bit code.
+                const int Privilege = 3;
+                state.CodeSelector = (ushort)(random.Next(0x10000) & ~Privilege);
                 state.StackSelector = (ushort)random.Next(0x10000);
             },
         },
@@ -72,6 +75,8 @@ internal sealed class TemplateCase
                 : [state.General[GuestState.Rsp] + 8, state.General[GuestState.Rsp] + 32],
         },
         new() { Template = "sysret", Instructions = [a => a.sysretq()], Arrange = PutReturnInRegisters, Leaves = true },
+        new() { Template = "port-out", Instructions = [a => a.@out(dx, al)], Arrange = ChoosePort },
+        new() { Template = "port-in", Instructions = [a => a.@in(al, dx)], Arrange = ChoosePort },
         new()
         {
             Template = "write-root",
@@ -136,6 +141,39 @@ internal sealed class TemplateCase
         state.General[GuestState.Rcx] = Often(random, PatchRig.User, NonCanonical, Landing, PatchRig.User + 0x1000, 0x0000_8000_0000_0000);
         state.General[GuestState.R11] = GuestState.FlagsImage(random);
         state.Star = Often(random, LinuxStar, 0x0013_0010UL << 32, 0x0020_0010UL << 32);
+    }
+
+    private static void ChoosePort(GuestState state, Random random)
+    {
+        const ulong PortMask = 0xFFFF;
+        const ushort OtherSerialPort = 0x2F8;
+        const ushort Nobodys = 0x1234;
+        ushort any = (ushort)(DeviceLayout.Serial + random.Next(Uart16550.PortCount));
+        ulong port = Often(
+            random,
+            random.Next(2) == 0 ? DeviceLayout.Serial : any,
+            OtherSerialPort,
+            DeviceLayout.Serial - 1,
+            DeviceLayout.Serial + Uart16550.PortCount,
+            DeviceLayout.PostCode,
+            Nobodys);
+        state.General[GuestState.Rdx] = (state.General[GuestState.Rdx] & ~PortMask) | port;
+        Maybe(UartRegister.Mcr, 0x03, 0x0B, 0x10, (byte)random.Next(0x20));
+        Maybe(UartRegister.IirFcr, 0x01, 0x07, 0xC1);
+        Maybe(UartRegister.IerDlm, 0x01, 0x02, 0x03, (byte)random.Next(0x10));
+        Maybe(UartRegister.Scr, (byte)random.Next(0x100));
+        Maybe(UartRegister.IirFcr, [null]);
+        Maybe(UartRegister.RbrThrDll, (byte)'x', null);
+        Maybe(UartRegister.Lcr, 0x03, 0x80);
+        state.Typed = random.Next(3);
+
+        void Maybe(UartRegister register, params ReadOnlySpan<byte?> values)
+        {
+            if (random.Next(3) == 0)
+            {
+                state.Ports.Add(((ushort)(DeviceLayout.Serial + (int)register), values[random.Next(values.Length)]));
+            }
+        }
     }
 
     private static ulong Often(Random random, ulong usual, params ReadOnlySpan<ulong> others) =>
