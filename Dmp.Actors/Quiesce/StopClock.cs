@@ -21,7 +21,7 @@ public sealed class StopClock(int vcpus)
     public void Resume(int vcpu) => Volatile.Write(ref resumed[vcpu], Stopwatch.GetTimestamp());
 
     /// <summary>How long the world stood, the last time that it did: from the first stop to the last entry.</summary>
-    /// <returns>Null while a vCPU still stands.</returns>
+    /// <returns>Null while a vCPU still stands, and when one has never run: it stood before anybody asked it to.</returns>
     public TimeSpan? LastStop()
     {
         long first = long.MaxValue;
@@ -30,7 +30,7 @@ public sealed class StopClock(int vcpus)
         {
             long from = Volatile.Read(ref stopped[vcpu]);
             long to = Volatile.Read(ref resumed[vcpu]);
-            if (to < from)
+            if (from == 0 || to < from)
             {
                 return null;
             }
