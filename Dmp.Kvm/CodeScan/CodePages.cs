@@ -247,10 +247,10 @@ internal sealed class CodePages(GuestMemory memory)
 
             if (!previous.TryGetValue(frame, out byte[]? held))
             {
-                previous.Add(frame, held = new byte[Paging.PageSize]);
+                previous.Add(frame, held = Bytes(frame).ToArray());
             }
 
-            Bytes(frame).CopyTo(held);
+            PokedCode.Remember(held, Bytes(frame));
             Patches?.Released(page.Page);
             return true;
         }

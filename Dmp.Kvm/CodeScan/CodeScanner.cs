@@ -22,25 +22,23 @@ internal readonly record struct SweptInstruction(int Offset, int Length, bool Si
 /// Finds the silent sensitive instructions of a page of code by linear sweep. From the fetched address on the instruction boundaries
 /// are certain. Before it they are inferred: x86 code resynchronizes within a few instructions, so sweeps from several starting points
 /// before the page agree; an instruction counts when most of the sweeps that arrive exactly at the fetched address went through it.
-/// An INT3 that stands on the first byte of a longer instruction while the guest changes that (Linux: text_poke_bp) is followed by the rest
-/// of it, which is no code; what the page held before tells how long it is. Pure.
+/// Behind an INT3 that the guest put on an instruction to change it, what the page held before tells where code goes on
+/// (<see cref="PokedCode"/>). Pure.
 /// </summary>
 internal sealed class CodeScanner
 {
     private const int CandidateStarts = 16;
     private const int LongestInstruction = 15;
-    private const byte BreakpointOpcode = 0xCC;
 
     /// <summary>The longest instruction and a near jump back.</summary>
     private const int LongestSlot = LongestInstruction + 5;
 
-    /// <summary>Bytes on both sides of an instruction that must be what they were, for it to be the same code.</summary>
-    private const int Context = 8;
-
     private readonly WindowReader reader = new();
     private readonly Decoder decoder;
-    private readonly byte[] before = new byte[Memory.Paging.PageSize];
-    private bool knowsBefore;
+
+    /// <summary>Per byte of the page, where the code behind the change that it lies in goes on, in the window; 0 outside of changes.</summary>
+    private readonly int[] resume = new int[Memory.Paging.PageSize];
+    private bool hasChanges;
     private int pageStart;
 
     internal CodeScanner() => decoder = Decoder.Create(64, reader);
@@ -56,12 +54,8 @@ internal sealed class CodeScanner
         found.Clear();
         reader.Load(window);
         pageStart = request.PageStart;
-        knowsBefore = previous.Length == before.Length;
-        if (knowsBefore)
-        {
-            previous.CopyTo(before);
-        }
-
+        hasChanges = previous.Length == resume.Length
+            && FindChanges(previous, window.Slice(request.PageStart, previous.Length));
         if (request.Boundary > request.PageStart)
         {
             ScanBefore(request, found);
@@ -80,7 +74,7 @@ internal sealed class CodeScanner
     {
         int used = page.Length - TrailingZeros(page);
         reader.Load(page);
-        knowsBefore = false;
+        hasChanges = false;
         int pieces = 0;
         for (int at = 0, start = 0; at < used - 1;)
         {
@@ -219,10 +213,11 @@ internal sealed class CodeScanner
     /// <summary>Decodes one instruction; bytes that are none count as one byte, as a disassembler would go on.</summary>
     private int Decode(int offset, out bool silent)
     {
-        if (reader[offset] == BreakpointOpcode && LengthBefore(offset) is var length && length > 1)
+        int limit = hasChanges && (uint)(offset - pageStart) < (uint)resume.Length ? resume[offset - pageStart] : 0;
+        if (limit < 0)
         {
             silent = false;
-            return length;
+            return -limit - offset;
         }
 
         reader.Position = offset;
@@ -234,25 +229,33 @@ internal sealed class CodeScanner
         }
 
         silent = SilentInstructions.IsSilent(instruction);
-        return Math.Min(instruction.Length, LongestInstruction);
+        return limit > 0 ? Math.Min(instruction.Length, limit - offset) : instruction.Length;
     }
 
-    /// <summary>Length of the instruction that stood where an INT3 stands now, if the code around is the same; 0 if not.</summary>
-    private int LengthBefore(int offset)
+    /// <summary>
+    /// Notes where the guest is changing code. Behind the INT3 of a change that has not begun there is nothing to decode; behind one that
+    /// has there may be code, or the rest of an instruction, which ends where the old code goes on in either case.
+    /// </summary>
+    private bool FindChanges(ReadOnlySpan<byte> previous, ReadOnlySpan<byte> page)
     {
-        int at = offset - pageStart;
-        if (!knowsBefore || at < Context || at + LongestInstruction + Context > before.Length || before[at] == BreakpointOpcode)
+        Array.Clear(resume);
+        bool any = false;
+        for (int at = 0; at < page.Length; at++)
         {
-            return 0;
+            int end = PokedCode.ResumesAt(previous, page, at);
+            if (end == 0)
+            {
+                continue;
+            }
+
+            any = true;
+            bool isWhole = page[(at + 1)..end].SequenceEqual(previous[(at + 1)..end]);
+            resume.AsSpan((at + 1)..end).Fill(pageStart + end);
+            resume[at] = isWhole ? -(pageStart + end) : pageStart + at + 1;
+            at = end - 1;
         }
 
-        Decoder old = Decoder.Create(64, before.AsSpan(at, LongestInstruction).ToArray());
-        old.Decode(out Instruction instruction);
-        int end = at + instruction.Length;
-        bool same = !instruction.IsInvalid
-            && reader.Slice(offset - Context, Context).SequenceEqual(before.AsSpan(at - Context, Context))
-            && reader.Slice(offset + instruction.Length, Context).SequenceEqual(before.AsSpan(end, Context));
-        return same ? instruction.Length : 0;
+        return any;
     }
 
     private sealed class WindowReader : CodeReader
@@ -261,11 +264,6 @@ internal sealed class CodeScanner
         private int length;
 
         internal int Position { get; set; }
-
-        internal int this[int offset] => offset < length ? bytes[offset] : -1;
-
-        internal ReadOnlySpan<byte> Slice(int offset, int count) =>
-            offset >= 0 && offset + count <= length ? bytes.AsSpan(offset, count) : [];
 
         internal void Load(ReadOnlySpan<byte> window)
         {

@@ -182,6 +182,78 @@ public class CodeScannerSpecs
         Assert.Equal(SilentAmong(before, starts).Where(at => at != poked), found);
     }
 
+    [Property(
+        DisplayName = "However often a page is scanned while the guest changes code behind an INT3, the code around is found",
+        MaxTest = 300)]
+    public void Text_poke_in_steps(int seed)
+    {
+        Random random = new(seed);
+        (byte[] before, int[] starts) = PageOfCode(random);
+        byte[] known = before[..PageSize];
+        byte[] now = [.. before];
+        int index = random.Next(starts.Length - 100);
+        int first = starts[index];
+
+        // A jump over one instruction or over several, as an optimized probe makes it.
+        int next = starts.First(at => at >= first + 5);
+        byte[] old = before[first..next];
+        byte[] changed = [0xE9, .. RandomBytes(random, 4), .. Enumerable.Repeat(Nop, next - first - 5)];
+        foreach (byte[] aim in new[] { changed, old })
+        {
+            now[first] = Int3;
+            AssertFoundAround();
+            aim.AsSpan(1).CopyTo(now.AsSpan(first + 1));
+            AssertFoundAround();
+            if (random.Next(3) > 0)
+            {
+                now[first] = aim[0];
+                PokedCode.Remember(known, now.AsSpan(0, PageSize));
+                Assert.Equal(now[..PageSize], known);
+            }
+        }
+
+        void AssertFoundAround()
+        {
+            _ = scanner.Scan(now, new ScanRequest(0, PageSize, 0, -1), found, known);
+            Assert.Equal(SilentAmong(before, starts).Where(IsAround), found.Where(IsAround));
+            PokedCode.Remember(known, now.AsSpan(0, PageSize));
+        }
+
+        bool IsAround(int at) => at < first || at >= next;
+    }
+
+    [Property(DisplayName = "Other code with INT3 in it is remembered as it is", MaxTest = 100)]
+    public void Replaced_code(int seed)
+    {
+        Random random = new(seed);
+        byte[] known = PageOfCode(random).Code[..PageSize];
+        byte[] now = PageOfCode(random).Code[..PageSize];
+        for (int count = 0; count < 500; count++)
+        {
+            now[random.Next(PageSize)] = Int3;
+        }
+
+        PokedCode.Remember(known, now);
+        Assert.Equal(now, known);
+    }
+
+    [Fact(DisplayName = "A return with INT3 behind it, where a jump to a return stood, is remembered as it is")]
+    public void Return_thunk()
+    {
+        byte[] known = new byte[PageSize];
+        known.AsSpan().Fill(Nop);
+        byte[] now = [.. known];
+        Bytes("E9 11 22 33 44 CC CC CC 9C").CopyTo(known, 0x100);
+        Bytes("C3 CC CC CC CC CC CC CC 9C").CopyTo(now, 0x100);
+        for (int scan = 0; scan < 3; scan++)
+        {
+            _ = scanner.Scan(now, new ScanRequest(0, PageSize, 0, -1), found, known);
+            Assert.Equal([0x108], found);
+            PokedCode.Remember(known, now);
+            Assert.Equal(now, known);
+        }
+    }
+
     [Theory(DisplayName = "An INT3 is one byte where the page never ran, or where the code around it is other code")]
     [InlineData(false, 0)]
     [InlineData(true, -1)]
@@ -260,6 +332,13 @@ public class CodeScannerSpecs
             case 12: a.sidt(AssemblerRegisters.__[AssemblerRegisters.rsp]); break;
             default: a.nop(); break;
         }
+    }
+
+    private static byte[] RandomBytes(Random random, int count)
+    {
+        byte[] bytes = new byte[count];
+        random.NextBytes(bytes);
+        return bytes;
     }
 
     private static byte[] Bytes(string hex) => Convert.FromHexString(hex.Replace(" ", "", StringComparison.Ordinal));
