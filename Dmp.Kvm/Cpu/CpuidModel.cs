@@ -5,6 +5,11 @@ namespace Dmp.Kvm.Cpu;
 /// <summary>The four registers that CPUID returns.</summary>
 internal readonly record struct CpuidResult(uint Eax, uint Ebx, uint Ecx, uint Edx);
 
+/// <summary>What CPUID is asked.</summary>
+/// <param name="Function">EAX.</param>
+/// <param name="Index">ECX; null where it makes no difference.</param>
+internal readonly record struct CpuidQuestion(uint Function, uint? Index);
+
 /// <summary>What the CPUID model depends on.</summary>
 /// <param name="Cpus">Number of vCPUs.</param>
 /// <param name="TscFrequency">Ticks per second.</param>
@@ -26,6 +31,10 @@ internal sealed class CpuidModel
     private const uint KvmFeaturesLeaf = 0x4000_0001;
     private const uint ExtendedLeaf = 0x8000_0000;
     private const uint IndexIsSignificant = 1;
+    private const int KeyFunctionShift = 32;
+
+    /// <summary>More than any processor has in a range; bounds what a strange host can make of <see cref="Questions"/>.</summary>
+    private const uint MostLeaves = 0x100;
     private const int XSaveLegacyAndHeader = 576;
     private const int XSaveAlignment = 64;
 
@@ -117,6 +126,29 @@ internal sealed class CpuidModel
         };
     }
 
+    /// <summary>
+    /// The questions that have an answer of their own, and those about leaves within the model's ranges that are all zeros. What is not
+    /// among them is rarely asked.
+    /// </summary>
+    internal IEnumerable<CpuidQuestion> Questions()
+    {
+        IEnumerable<uint> functions = [.. Leaves(0, maximumBasic), .. Leaves(HypervisorLeaf, KvmFeaturesLeaf),
+            .. Leaves(ExtendedLeaf, maximumExtended)];
+        foreach (uint function in functions)
+        {
+            if (!indexed.Contains(function))
+            {
+                yield return new CpuidQuestion(function, null);
+                continue;
+            }
+
+            foreach (ulong key in leaves.Keys.Where(key => key >> KeyFunctionShift == function).Order())
+            {
+                yield return new CpuidQuestion(function, (uint)key);
+            }
+        }
+    }
+
     /// <summary>The entries for KVM, for hosts where the guest's CPUID is executed by hardware with KVM's answers.</summary>
     internal KvmCpuidEntry[] ForKvm(int vcpu)
     {
@@ -139,7 +171,15 @@ internal sealed class CpuidModel
         })];
     }
 
-    private static ulong Key(uint function, uint index) => ((ulong)function << 32) | index;
+    private static IEnumerable<uint> Leaves(uint first, uint last)
+    {
+        for (uint leaf = first; leaf <= last && leaf - first < MostLeaves; leaf++)
+        {
+            yield return leaf;
+        }
+    }
+
+    private static ulong Key(uint function, uint index) => ((ulong)function << KeyFunctionShift) | index;
 
     private CpuidResult Raw(uint function, uint index = 0) => leaves.GetValueOrDefault(Key(function, index));
 

@@ -39,7 +39,7 @@ internal static class MachineLayout
     /// <summary>Virtual address of the arena. Its memory is sparse: implants lie where their jumps' bytes want them.</summary>
     internal const ulong ArenaBase = 0xFFFF_FFFF_7000_0000;
 
-    /// <summary>Bytes of address space of the arena; behind it lies the vCPU's page.</summary>
+    /// <summary>Bytes of address space of the arena; behind it lie the vCPU's pages.</summary>
     internal const ulong ArenaSize = 0x0FE0_0000;
 
     /// <summary>
@@ -56,6 +56,9 @@ internal static class MachineLayout
 
     /// <summary>Virtual address of the page that each vCPU shares with the implants it runs: another page on each vCPU.</summary>
     internal const ulong VcpuPageAddress = 0xFFFF_FFFF_7FFF_F000;
+
+    /// <summary>Virtual address of the page with the vCPU's answers to CPUID, which the guest may only read: another one on each vCPU.</summary>
+    internal const ulong CpuidPageAddress = VcpuPageAddress - Paging.PageSize;
 
     /// <summary>Offset in the monitor region of the GDT.</summary>
     internal const ulong GdtOffset = 0x0000;
@@ -93,11 +96,14 @@ internal static class MachineLayout
     /// <summary>Within a vCPU's block: page directory of <see cref="ExposedBase"/>.</summary>
     internal const ulong ExposedPdOffset = 0x4000;
 
-    /// <summary>Within a vCPU's block: page table of the last 2 MiB there, with the vCPU's page.</summary>
+    /// <summary>Within a vCPU's block: page table of the last 2 MiB there, with the vCPU's pages.</summary>
     internal const ulong ExposedPtOffset = 0x5000;
 
     /// <summary>Within a vCPU's block: the page at <see cref="VcpuPageAddress"/>.</summary>
     internal const ulong VcpuPageOffset = 0x6000;
+
+    /// <summary>Within a vCPU's block: the page at <see cref="CpuidPageAddress"/>.</summary>
+    internal const ulong CpuidPageOffset = 0x7000;
 
     /// <summary>Within a vCPU's block: the code that changes shadow entries from inside the VM.</summary>
     internal const ulong ShadowProgramOffset = 0x8000;

@@ -9,6 +9,7 @@ internal sealed class GuestState
     internal const int GeneralRegisters = 16;
     internal const int Rax = 0;
     internal const int Rcx = 1;
+    internal const int Rdx = 2;
     internal const int Rsp = 4;
     internal const int R11 = 11;
 
@@ -43,6 +44,12 @@ internal sealed class GuestState
     internal ulong KernelGsBase { get; set; }
 
     internal ulong Star { get; set; }
+
+    /// <summary>CR4.OSXSAVE.</summary>
+    internal bool XSave { get; set; }
+
+    /// <summary>XCR0 as the guest believes it to be.</summary>
+    internal ulong Xcr0 { get; set; } = 1;
 
     /// <summary>An interrupt waits.</summary>
     internal bool Pending { get; set; }

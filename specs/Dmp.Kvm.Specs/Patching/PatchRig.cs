@@ -163,6 +163,8 @@ internal sealed class PatchRig : IDisposable
         State.StackSelector = state.StackSelector;
         State.KernelGsBase = state.KernelGsBase;
         State.Star = state.Star;
+        State.Cr4 = state.XSave ? State.Cr4 | Cr4.XSave : State.Cr4 & ~Cr4.XSave;
+        State.Xcr0 = state.Xcr0;
         new Random(state.MemorySeed).NextBytes(Bytes(Stack, StackBytes));
         Bytes(ExceptionStack - ExceptionStackBytes, ExceptionStackBytes).Clear();
         foreach ((ulong address, ulong value) in state.Memory)

@@ -71,6 +71,7 @@ internal sealed class TemplateCase
                 ? []
                 : [state.General[GuestState.Rsp] + 8, state.General[GuestState.Rsp] + 32],
         },
+        new() { Template = "cpuid", Instructions = [a => a.cpuid()], Arrange = PutQuestionInRegisters },
         new() { Template = "sysret", Instructions = [a => a.sysretq()], Arrange = PutReturnInRegisters, Leaves = true },
         new()
         {
@@ -136,6 +137,17 @@ internal sealed class TemplateCase
         state.General[GuestState.Rcx] = Often(random, PatchRig.User, NonCanonical, Landing, PatchRig.User + 0x1000, 0x0000_8000_0000_0000);
         state.General[GuestState.R11] = GuestState.FlagsImage(random);
         state.Star = Often(random, LinuxStar, 0x0013_0010UL << 32, 0x0020_0010UL << 32);
+    }
+
+    private static void PutQuestionInRegisters(GuestState state, Random random)
+    {
+        ulong[] ranges = [0, 0, 0x4000_0000, 0x8000_0000];
+        ulong dirt = random.Next(4) == 0 ? GuestState.Word(random) << 32 : 0;
+        state.General[GuestState.Rax] = Often(
+            random, ranges[random.Next(ranges.Length)] + (ulong)random.Next(0x22), 0xD, 0xB, 7, 1, GuestState.Word(random)) | dirt;
+        state.General[GuestState.Rcx] = Often(random, (ulong)random.Next(10), GuestState.Word(random)) | dirt;
+        state.XSave = random.Next(2) == 0;
+        state.Xcr0 = 1 | (ulong)random.Next(0x100);
     }
 
     private static ulong Often(Random random, ulong usual, params ReadOnlySpan<ulong> others) =>
