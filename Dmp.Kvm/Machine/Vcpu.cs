@@ -43,6 +43,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
     private readonly ulong frameOffset;
     private readonly ImplantMap? implants;
     private readonly CpuidTable cpuid;
+    private readonly ImplantEndOfInterrupt endOfInterrupt;
     private readonly RecentExits recent = new(LastExits);
 
     // Thread-safe by nature (signals); replaced only between two runs, and published with Volatile.
@@ -74,6 +75,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
         ShadowProgram shadow = new(machine.Monitor, index, machine.HardwareWalksTables, RunMonitorCode);
         state = new CpuState(new VcpuPage(machine.Monitor, index));
         implants = machine.Patches?.Map;
+        endOfInterrupt = new ImplantEndOfInterrupt(chipset.LocalApics[index], state.Page);
         cpuid = new CpuidTable(machine.Cpuid, index, machine.Monitor);
         tlb = new VirtualTlb(
             shadow,
@@ -218,9 +220,16 @@ internal sealed class Vcpu : IVcpu, IDisposable
 
     private KvmExitReason EnterGuest()
     {
+        // Also in the middle of something: the guest may go on from there for a while.
+        if (implants is not null)
+        {
+            endOfInterrupt.BeforeEntry();
+        }
+
         long before = Stopwatch.GetTimestamp();
         KvmExitReason reason = kvm.Run(loadRegisters: !midGuest);
         long after = Stopwatch.GetTimestamp();
+        endOfInterrupt.AfterExit();
         Exits.AddTime(before - leftGuest, after - before);
         leftGuest = after;
         midGuest = false;

@@ -54,6 +54,15 @@ internal sealed class GuestState
     /// <summary>An interrupt waits.</summary>
     internal bool Pending { get; set; }
 
+    /// <summary>Vectors that are served, in the order in which they came.</summary>
+    internal byte[] InService { get; set; } = [];
+
+    /// <summary>They came by a level.</summary>
+    internal bool LevelTriggered { get; set; }
+
+    /// <summary>Vectors that wait, besides <see cref="Pending"/>.</summary>
+    internal byte[] Waiting { get; set; } = [];
+
     internal int MemorySeed { get; set; }
 
     internal List<(ulong Address, ulong Value)> Memory { get; } = [];

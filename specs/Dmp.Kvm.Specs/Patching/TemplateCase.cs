@@ -72,6 +72,8 @@ internal sealed class TemplateCase
                 : [state.General[GuestState.Rsp] + 8, state.General[GuestState.Rsp] + 32],
         },
         new() { Template = "cpuid", Instructions = [a => a.cpuid()], Arrange = PutQuestionInRegisters },
+        new() { Template = "rdmsr", Instructions = [a => a.rdmsr()], Arrange = PutMsrInRegisters },
+        new() { Template = "wrmsr", Instructions = [a => a.wrmsr()], Arrange = PutMsrInRegisters },
         new() { Template = "sysret", Instructions = [a => a.sysretq()], Arrange = PutReturnInRegisters, Leaves = true },
         new()
         {
@@ -148,6 +150,28 @@ internal sealed class TemplateCase
         state.General[GuestState.Rcx] = Often(random, (ulong)random.Next(10), GuestState.Word(random)) | dirt;
         state.XSave = random.Next(2) == 0;
         state.Xcr0 = 1 | (ulong)random.Next(0x100);
+    }
+
+    private static void PutMsrInRegisters(GuestState state, Random random)
+    {
+        const ulong EndOfInterrupt = 0x80B;
+        const ulong FsBase = 0xC000_0100;
+        ulong[] usual = [EndOfInterrupt, FsBase, FsBase + 1, FsBase + 2];
+        ulong dirt = random.Next(4) == 0 ? GuestState.Word(random) << 32 : 0;
+        ulong msr = Often(
+            random, usual[random.Next(usual.Length)], EndOfInterrupt - 1, EndOfInterrupt + 1, FsBase - 1, FsBase + 3, 0xC000_0103, 0x808,
+            0x17, GuestState.Word(random) & 0xFF);
+        ulong value = Often(
+            random, msr == EndOfInterrupt ? 0 : GuestState.Canonical(random), 0, 1, 1UL << 32, NonCanonical, GuestState.Word(random));
+        state.General[GuestState.Rcx] = msr | dirt;
+        state.General[GuestState.Rax] = (uint)value | dirt;
+        state.General[GuestState.Rdx] = (value >> 32) | dirt;
+        state.Pending = false;
+        byte[][] served = [[], [0x60], [0x41], [0x32, 0x60], [0x33, 0x41, 0x81]];
+        state.InService = served[random.Next(served.Length)];
+        byte[][] waiting = [[], [], [], [0x30], [0x60], [0x42, 0x65], [0x90]];
+        state.Waiting = waiting[random.Next(waiting.Length)];
+        state.LevelTriggered = random.Next(4) == 0;
     }
 
     private static ulong Often(Random random, ulong usual, params ReadOnlySpan<ulong> others) =>
