@@ -5,10 +5,12 @@ namespace Dmp.Kvm.Cpu;
 /// <summary>The four registers that CPUID returns.</summary>
 internal readonly record struct CpuidResult(uint Eax, uint Ebx, uint Ecx, uint Edx);
 
-/// <summary>What CPUID is asked.</summary>
-/// <param name="Function">EAX.</param>
-/// <param name="Index">ECX; null where it makes no difference.</param>
-internal readonly record struct CpuidQuestion(uint Function, uint? Index);
+/// <summary>Questions to CPUID that have the same answer.</summary>
+/// <param name="Function">The lowest EAX.</param>
+/// <param name="Functions">How many values of EAX from there on.</param>
+/// <param name="Index">ECX, or one that stands for all.</param>
+/// <param name="AnyIndex">ECX makes no difference.</param>
+internal readonly record struct CpuidQuestion(uint Function, uint Functions, uint Index, bool AnyIndex);
 
 /// <summary>What the CPUID model depends on.</summary>
 /// <param name="Cpus">Number of vCPUs.</param>
@@ -32,9 +34,6 @@ internal sealed class CpuidModel
     private const uint ExtendedLeaf = 0x8000_0000;
     private const uint IndexIsSignificant = 1;
     private const int KeyFunctionShift = 32;
-
-    /// <summary>More than any processor has in a range; bounds what a strange host can make of <see cref="Questions"/>.</summary>
-    private const uint MostLeaves = 0x100;
     private const int XSaveLegacyAndHeader = 576;
     private const int XSaveAlignment = 64;
 
@@ -99,14 +98,9 @@ internal sealed class CpuidModel
     /// <param name="state">For the bits that follow CR4 and XCR0.</param>
     internal CpuidResult Query(uint function, uint index, int vcpu, CpuState state)
     {
-        if (function > maximumBasic && function < HypervisorLeaf)
+        if (!IsWithinRange(function))
         {
             // Beyond the last basic leaf a processor returns that leaf's data on Intel, zeros on AMD.
-            return default;
-        }
-
-        if (function > maximumExtended && function >= ExtendedLeaf)
-        {
             return default;
         }
 
@@ -127,25 +121,39 @@ internal sealed class CpuidModel
     }
 
     /// <summary>
-    /// The questions that have an answer of their own, and those about leaves within the model's ranges that are all zeros. What is not
-    /// among them is rarely asked.
+    /// All questions but those about further levels of the topology, which nobody asks. Where several have a question among them, the
+    /// first one counts.
     /// </summary>
     internal IEnumerable<CpuidQuestion> Questions()
     {
-        IEnumerable<uint> functions = [.. Leaves(0, maximumBasic), .. Leaves(HypervisorLeaf, KvmFeaturesLeaf),
-            .. Leaves(ExtendedLeaf, maximumExtended)];
-        foreach (uint function in functions)
+        const uint TopologyLeaf = 0xB;
+        ulong next = 0;
+        foreach (uint function in leaves.Keys.Select(FunctionOf).Concat(indexed).Append(1u).Where(IsWithinRange).Distinct().Order())
         {
-            if (!indexed.Contains(function))
+            if (next < function)
             {
-                yield return new CpuidQuestion(function, null);
-                continue;
+                yield return new CpuidQuestion((uint)next, function - (uint)next, 0, AnyIndex: true);
             }
 
-            foreach (ulong key in leaves.Keys.Where(key => key >> KeyFunctionShift == function).Order())
+            uint last = 0;
+            foreach (uint index in leaves.Keys.Where(key => indexed.Contains(function) && FunctionOf(key) == function)
+                .Select(key => (uint)key).Order())
             {
-                yield return new CpuidQuestion(function, (uint)key);
+                last = index + 1;
+                yield return new CpuidQuestion(function, 1, index, AnyIndex: false);
             }
+
+            if (function != TopologyLeaf)
+            {
+                yield return new CpuidQuestion(function, 1, last, AnyIndex: true);
+            }
+
+            next = function + 1UL;
+        }
+
+        if (next <= uint.MaxValue)
+        {
+            yield return new CpuidQuestion((uint)next, (uint)((1UL << KeyFunctionShift) - next), 0, AnyIndex: true);
         }
     }
 
@@ -171,13 +179,14 @@ internal sealed class CpuidModel
         })];
     }
 
-    private static IEnumerable<uint> Leaves(uint first, uint last)
+    private bool IsWithinRange(uint function) => function switch
     {
-        for (uint leaf = first; leaf <= last && leaf - first < MostLeaves; leaf++)
-        {
-            yield return leaf;
-        }
-    }
+        < HypervisorLeaf => function <= maximumBasic,
+        < ExtendedLeaf => true,
+        _ => function <= maximumExtended,
+    };
+
+    private static uint FunctionOf(ulong key) => (uint)(key >> KeyFunctionShift);
 
     private static ulong Key(uint function, uint index) => ((ulong)function << KeyFunctionShift) | index;
 

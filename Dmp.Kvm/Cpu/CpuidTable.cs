@@ -4,23 +4,27 @@ using Dmp.Kvm.Memory;
 
 namespace Dmp.Kvm.Cpu;
 
-/// <summary>An answer to CPUID, as implants find it. The first entry that answers counts; one that is not in use ends the table.</summary>
+/// <summary>An answer to CPUID, as implants find it. The first entry that answers counts; one without functions ends the table.</summary>
 [StructLayout(LayoutKind.Explicit, Size = Bytes)]
 internal struct CpuidTableEntry
 {
     internal const int Bytes = 32;
     internal const int FunctionOffset = 0;
-    internal const int IndexOffset = 4;
-    internal const int IndexMaskOffset = 8;
-    internal const int InUseOffset = 12;
+    internal const int FunctionsOffset = 4;
+    internal const int IndexOffset = 8;
+    internal const int IndexMaskOffset = 12;
     internal const int EaxOffset = 16;
     internal const int EbxOffset = 20;
     internal const int EcxOffset = 24;
     internal const int EdxOffset = 28;
 
-    /// <summary>EAX of the question.</summary>
+    /// <summary>The lowest EAX of the question.</summary>
     [FieldOffset(FunctionOffset)]
     internal uint Function;
+
+    /// <summary>How many values of EAX from there on; 0 behind the last entry.</summary>
+    [FieldOffset(FunctionsOffset)]
+    internal uint Functions;
 
     /// <summary>ECX of the question, under the mask.</summary>
     [FieldOffset(IndexOffset)]
@@ -29,10 +33,6 @@ internal struct CpuidTableEntry
     /// <summary>The bits of ECX that matter: all or none.</summary>
     [FieldOffset(IndexMaskOffset)]
     internal uint IndexMask;
-
-    /// <summary>0 behind the last entry.</summary>
-    [FieldOffset(InUseOffset)]
-    internal uint InUse;
 
     [FieldOffset(EaxOffset)]
     internal uint Eax;
@@ -98,13 +98,13 @@ internal sealed class CpuidTable
         for (int at = 0; at < questions.Length; at++)
         {
             CpuidQuestion question = questions[at];
-            CpuidResult answer = model.Query(question.Function, question.Index.GetValueOrDefault(), vcpu, state);
+            CpuidResult answer = model.Query(question.Function, question.Index, vcpu, state);
             entries[at] = new CpuidTableEntry
             {
                 Function = question.Function,
-                Index = question.Index.GetValueOrDefault(),
-                IndexMask = question.Index.HasValue ? uint.MaxValue : 0,
-                InUse = 1,
+                Functions = question.Functions,
+                Index = question.AnyIndex ? 0 : question.Index,
+                IndexMask = question.AnyIndex ? 0 : uint.MaxValue,
                 Eax = answer.Eax,
                 Ebx = answer.Ebx,
                 Ecx = answer.Ecx,

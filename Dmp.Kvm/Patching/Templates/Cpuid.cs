@@ -15,15 +15,16 @@ namespace Dmp.Kvm.Patching.Templates;
 /// seto al
 /// mov [Scratch2], rax
 /// lea rcx, [table]
-/// next: mov eax, [rcx + 12]       ; in use?
+/// next: mov eax, [rcx + 4]        ; number of functions; 0 at the end
 /// test eax, eax
 /// jz emulate
 /// mov eax, [Scratch0]
-/// cmp eax, [rcx + 0]              ; function
-/// jne other
+/// sub eax, [rcx + 0]              ; function
+/// cmp eax, [rcx + 4]
+/// jae other
 /// mov eax, [Scratch1]
-/// and eax, [rcx + 8]              ; mask of the index
-/// cmp eax, [rcx + 4]              ; index
+/// and eax, [rcx + 12]             ; mask of the index
+/// cmp eax, [rcx + 8]              ; index
 /// je found
 /// other: add rcx, 32
 /// jmp next
@@ -73,12 +74,13 @@ internal sealed class Cpuid : ImplantTemplate
         code.SaveFlags();
         code.LoadAddress(rcx, MachineLayout.CpuidPageAddress);
         asm.Label(ref next);
-        asm.mov(eax, __dword_ptr[rcx + CpuidTableEntry.InUseOffset]);
+        asm.mov(eax, __dword_ptr[rcx + CpuidTableEntry.FunctionsOffset]);
         asm.test(eax, eax);
         asm.je(emulate);
         code.Load(eax, VcpuPageField.Scratch0);
-        asm.cmp(eax, __dword_ptr[rcx + CpuidTableEntry.FunctionOffset]);
-        asm.jne(other);
+        asm.sub(eax, __dword_ptr[rcx + CpuidTableEntry.FunctionOffset]);
+        asm.cmp(eax, __dword_ptr[rcx + CpuidTableEntry.FunctionsOffset]);
+        asm.jae(other);
         code.Load(eax, VcpuPageField.Scratch1);
         asm.and(eax, __dword_ptr[rcx + CpuidTableEntry.IndexMaskOffset]);
         asm.cmp(eax, __dword_ptr[rcx + CpuidTableEntry.IndexOffset]);
