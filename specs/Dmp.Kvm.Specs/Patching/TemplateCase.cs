@@ -160,7 +160,7 @@ internal sealed class TemplateCase
         ulong dirt = random.Next(4) == 0 ? GuestState.Word(random) << 32 : 0;
         ulong msr = Often(
             random, usual[random.Next(usual.Length)], EndOfInterrupt - 1, EndOfInterrupt + 1, FsBase - 1, FsBase + 3, 0xC000_0103, 0x808,
-            0x17, GuestState.Word(random) & 0xFF);
+            0x17, 0x40 | (GuestState.Word(random) & 0xFF)); // not the TSC
         ulong value = Often(
             random, msr == EndOfInterrupt ? 0 : GuestState.Canonical(random), 0, 1, 1UL << 32, NonCanonical, GuestState.Word(random));
         state.General[GuestState.Rcx] = msr | dirt;
