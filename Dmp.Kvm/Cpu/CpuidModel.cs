@@ -5,6 +5,13 @@ namespace Dmp.Kvm.Cpu;
 /// <summary>The four registers that CPUID returns.</summary>
 internal readonly record struct CpuidResult(uint Eax, uint Ebx, uint Ecx, uint Edx);
 
+/// <summary>Questions to CPUID that have the same answer.</summary>
+/// <param name="Function">The lowest EAX.</param>
+/// <param name="Functions">How many values of EAX from there on.</param>
+/// <param name="Index">ECX, or one that stands for all.</param>
+/// <param name="AnyIndex">ECX makes no difference.</param>
+internal readonly record struct CpuidQuestion(uint Function, uint Functions, uint Index, bool AnyIndex);
+
 /// <summary>What the CPUID model depends on.</summary>
 /// <param name="Cpus">Number of vCPUs.</param>
 /// <param name="TscFrequency">Ticks per second.</param>
@@ -26,6 +33,7 @@ internal sealed class CpuidModel
     private const uint KvmFeaturesLeaf = 0x4000_0001;
     private const uint ExtendedLeaf = 0x8000_0000;
     private const uint IndexIsSignificant = 1;
+    private const int KeyFunctionShift = 32;
     private const int XSaveLegacyAndHeader = 576;
     private const int XSaveAlignment = 64;
 
@@ -90,14 +98,9 @@ internal sealed class CpuidModel
     /// <param name="state">For the bits that follow CR4 and XCR0.</param>
     internal CpuidResult Query(uint function, uint index, int vcpu, CpuState state)
     {
-        if (function > maximumBasic && function < HypervisorLeaf)
+        if (!IsWithinRange(function))
         {
             // Beyond the last basic leaf a processor returns that leaf's data on Intel, zeros on AMD.
-            return default;
-        }
-
-        if (function > maximumExtended && function >= ExtendedLeaf)
-        {
             return default;
         }
 
@@ -115,6 +118,43 @@ internal sealed class CpuidModel
             0xD when index == 1 => result with { Ebx = CompactedSize(state.Xcr0) },
             _ => result,
         };
+    }
+
+    /// <summary>
+    /// All questions but those about further levels of the topology, which nobody asks. Where several have a question among them, the
+    /// first one counts.
+    /// </summary>
+    internal IEnumerable<CpuidQuestion> Questions()
+    {
+        const uint TopologyLeaf = 0xB;
+        ulong next = 0;
+        foreach (uint function in leaves.Keys.Select(FunctionOf).Concat(indexed).Append(1u).Where(IsWithinRange).Distinct().Order())
+        {
+            if (next < function)
+            {
+                yield return new CpuidQuestion((uint)next, function - (uint)next, 0, AnyIndex: true);
+            }
+
+            uint last = 0;
+            foreach (uint index in leaves.Keys.Where(key => indexed.Contains(function) && FunctionOf(key) == function)
+                .Select(key => (uint)key).Order())
+            {
+                last = index + 1;
+                yield return new CpuidQuestion(function, 1, index, AnyIndex: false);
+            }
+
+            if (function != TopologyLeaf)
+            {
+                yield return new CpuidQuestion(function, 1, last, AnyIndex: true);
+            }
+
+            next = function + 1UL;
+        }
+
+        if (next <= uint.MaxValue)
+        {
+            yield return new CpuidQuestion((uint)next, (uint)((1UL << KeyFunctionShift) - next), 0, AnyIndex: true);
+        }
     }
 
     /// <summary>The entries for KVM, for hosts where the guest's CPUID is executed by hardware with KVM's answers.</summary>
@@ -139,7 +179,16 @@ internal sealed class CpuidModel
         })];
     }
 
-    private static ulong Key(uint function, uint index) => ((ulong)function << 32) | index;
+    private bool IsWithinRange(uint function) => function switch
+    {
+        < HypervisorLeaf => function <= maximumBasic,
+        < ExtendedLeaf => true,
+        _ => function <= maximumExtended,
+    };
+
+    private static uint FunctionOf(ulong key) => (uint)(key >> KeyFunctionShift);
+
+    private static ulong Key(uint function, uint index) => ((ulong)function << KeyFunctionShift) | index;
 
     private CpuidResult Raw(uint function, uint index = 0) => leaves.GetValueOrDefault(Key(function, index));
 

@@ -19,6 +19,9 @@ public sealed class LocalApic : IMmioDevice
     /// <summary>Last x2APIC MSR.</summary>
     public const uint LastMsr = FirstMsr + (uint)ApicRegister.SelfIpi;
 
+    /// <summary>The EOI register's x2APIC MSR.</summary>
+    internal const uint EndOfInterruptMsr = FirstMsr + (uint)ApicRegister.EndOfInterrupt;
+
     /// <summary>IA32_TSC_DEADLINE.</summary>
     public const uint TscDeadlineMsr = 0x6E0;
 
@@ -171,6 +174,26 @@ public sealed class LocalApic : IMmioDevice
 
     /// <summary>Whether fixed interrupts are accepted (APIC enabled, also by software). Any thread.</summary>
     internal bool AcceptsFixed => mode != ApicMode.Disabled && (spurious & SpuriousEnable) != 0;
+
+    /// <summary>
+    /// Whether a write to the EOI register would do no more than take the vector in service off ISR: that vector came by an edge, so
+    /// nobody else is to know, and no request waits that only the vector in service holds back. The vCPU's thread.
+    /// </summary>
+    internal bool HasSimpleEndOfInterrupt
+    {
+        get
+        {
+            int serving = inService.Highest();
+            if (serving == VectorSet.None || mode != ApicMode.X2Apic || triggerModes.Has((byte)serving))
+            {
+                return false;
+            }
+
+            int waiting = interruptRequests.Highest();
+            return waiting == VectorSet.None
+                || waiting >> PriorityShift <= PriorityOver(inService.HighestBelow((byte)serving)) >> PriorityShift;
+        }
+    }
 
     /// <summary>PPR. Any thread, for arbitration.</summary>
     internal byte ProcessorPriority => processorPriority;
@@ -529,11 +552,27 @@ public sealed class LocalApic : IMmioDevice
         UpdateProcessorPriority();
     }
 
-    private void UpdateProcessorPriority()
+    private void UpdateProcessorPriority() => processorPriority = PriorityOver(inService.Highest());
+
+    /// <summary>PPR while a vector (or none) is the highest in service.</summary>
+    private byte PriorityOver(int serving)
+    {
+        uint servingClass = serving == VectorSet.None ? 0 : (uint)serving & PriorityClass;
+        return (taskPriority & PriorityClass) >= servingClass ? taskPriority : (byte)servingClass;
+    }
+
+    /// <summary>
+    /// Ends the interrupt in service as the guest already has, when <see cref="HasSimpleEndOfInterrupt"/> said so. TMR is not asked
+    /// again: by now the vector may have been requested by a level, which has an end of its own. The vCPU's thread.
+    /// </summary>
+    internal void EndSimply()
     {
         int serving = inService.Highest();
-        uint servingClass = serving == VectorSet.None ? 0 : (uint)serving & PriorityClass;
-        processorPriority = (taskPriority & PriorityClass) >= servingClass ? taskPriority : (byte)servingClass;
+        if (serving != VectorSet.None)
+        {
+            inService.Clear((byte)serving);
+            UpdateProcessorPriority();
+        }
     }
 
     private void EndOfInterrupt()

@@ -42,6 +42,24 @@ internal sealed class VectorSet
         return None;
     }
 
+    /// <summary>The highest vector below one, or <see cref="None"/>. Any thread.</summary>
+    public int HighestBelow(byte limit)
+    {
+        ulong below = Bit(limit) - 1;
+        for (int i = limit >> WordShift; i >= 0; i--)
+        {
+            ulong word = Volatile.Read(ref words[i]) & below;
+            if (word != 0)
+            {
+                return (i * WordBits) + BitOperations.Log2(word);
+            }
+
+            below = ulong.MaxValue;
+        }
+
+        return None;
+    }
+
     /// <summary>One of the eight 32-bit registers the guest reads. Any thread.</summary>
     public uint Register(int index) =>
         (uint)(Volatile.Read(ref words[index / 2]) >> (index % 2 * RegisterBits));

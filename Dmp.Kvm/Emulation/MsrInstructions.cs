@@ -100,22 +100,18 @@ internal sealed class MsrInstructions(EmulationContext context)
         switch ((Msr)index)
         {
             case Msr.FsBase:
-                context.Vcpu.Sregs.Fs.Base = value;
-                return Paging.IsCanonical(value);
+                return TrySetAddress(ref context.Vcpu.Sregs.Fs.Base, value);
             case Msr.GsBase:
-                context.Vcpu.Sregs.Gs.Base = value;
-                return Paging.IsCanonical(value);
+                return TrySetAddress(ref context.Vcpu.Sregs.Gs.Base, value);
             case Msr.KernelGsBase:
-                State.KernelGsBase = value;
-                return Paging.IsCanonical(value);
+                return TrySetAddress(ref State.Page[VcpuPageField.KernelGsBase], value);
             case Msr.Efer:
                 return TryWriteEfer((Efer)value);
             case Msr.Star:
                 State.Star = value;
                 return true;
             case Msr.Lstar:
-                State.LongStar = value;
-                return Paging.IsCanonical(value);
+                return TrySetAddress(ref State.LongStar, value);
             case Msr.Cstar:
                 State.CompatibilityStar = value;
                 return true;
@@ -157,6 +153,17 @@ internal sealed class MsrInstructions(EmulationContext context)
             default:
                 return false;
         }
+    }
+
+    private static bool TrySetAddress(ref ulong register, ulong value)
+    {
+        if (!Paging.IsCanonical(value))
+        {
+            return false;
+        }
+
+        register = value;
+        return true;
     }
 
     private bool TryWriteEfer(Efer value)

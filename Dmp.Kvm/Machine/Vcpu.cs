@@ -42,6 +42,8 @@ internal sealed class Vcpu : IVcpu, IDisposable
     private readonly Chipset chipset;
     private readonly ulong frameOffset;
     private readonly ImplantMap? implants;
+    private readonly CpuidTable cpuid;
+    private readonly ImplantEndOfInterrupt endOfInterrupt;
     private readonly RecentExits recent = new(LastExits);
 
     // Thread-safe by nature (signals); replaced only between two runs, and published with Volatile.
@@ -73,6 +75,8 @@ internal sealed class Vcpu : IVcpu, IDisposable
         ShadowProgram shadow = new(machine.Monitor, index, machine.HardwareWalksTables, RunMonitorCode);
         state = new CpuState(new VcpuPage(machine.Monitor, index));
         implants = machine.Patches?.Map;
+        endOfInterrupt = new ImplantEndOfInterrupt(chipset.LocalApics[index], state.Page);
+        cpuid = new CpuidTable(machine.Cpuid, index, machine.Monitor);
         tlb = new VirtualTlb(
             shadow,
             machine.Memory.FrameLimit,
@@ -216,9 +220,16 @@ internal sealed class Vcpu : IVcpu, IDisposable
 
     private KvmExitReason EnterGuest()
     {
+        // Also in the middle of something: the guest may go on from there for a while.
+        if (implants is not null)
+        {
+            endOfInterrupt.BeforeEntry();
+        }
+
         long before = Stopwatch.GetTimestamp();
         KvmExitReason reason = kvm.Run(loadRegisters: !midGuest);
         long after = Stopwatch.GetTimestamp();
+        endOfInterrupt.AfterExit();
         Exits.AddTime(before - leftGuest, after - before);
         leftGuest = after;
         midGuest = false;
@@ -251,6 +262,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
             bool slowReturn = audit is not null || (state.Cr4 & Cr4.TimeStampDisable) != 0 || faults.Stepping;
             state.Page[VcpuPageField.UserRoot] = slowReturn ? 0 : tlb.Root(userView: true);
             state.Page[VcpuPageField.SlowRootLoad] = tlb.LoadsSlowly || slowReturn ? 1UL : 0;
+            cpuid.Refresh(state);
             kvm.Regs.Rip = implants.RealAddress(kvm.Regs.Rip);
         }
 

@@ -39,7 +39,7 @@ internal static class MachineLayout
     /// <summary>Virtual address of the arena. Its memory is sparse: implants lie where their jumps' bytes want them.</summary>
     internal const ulong ArenaBase = 0xFFFF_FFFF_7000_0000;
 
-    /// <summary>Bytes of address space of the arena; behind it lie the devices' page and the vCPU's.</summary>
+    /// <summary>Bytes of address space of the arena; behind it lie the devices' page and the vCPU's pages.</summary>
     internal const ulong ArenaSize = 0x0FE0_0000;
 
     /// <summary>
@@ -57,8 +57,11 @@ internal static class MachineLayout
     /// <summary>Virtual address of the page that each vCPU shares with the implants it runs: another page on each vCPU.</summary>
     internal const ulong VcpuPageAddress = 0xFFFF_FFFF_7FFF_F000;
 
+    /// <summary>Virtual address of the page with the vCPU's answers to CPUID, which the guest may only read: another one on each vCPU.</summary>
+    internal const ulong CpuidPageAddress = VcpuPageAddress - Paging.PageSize;
+
     /// <summary>Virtual address of the page that the devices share with implants: the same page on every vCPU.</summary>
-    internal const ulong DevicePageAddress = VcpuPageAddress - Paging.PageSize;
+    internal const ulong DevicePageAddress = CpuidPageAddress - Paging.PageSize;
 
     /// <summary>Offset in the monitor region of the GDT.</summary>
     internal const ulong GdtOffset = 0x0000;
@@ -99,11 +102,14 @@ internal static class MachineLayout
     /// <summary>Within a vCPU's block: page directory of <see cref="ExposedBase"/>.</summary>
     internal const ulong ExposedPdOffset = 0x4000;
 
-    /// <summary>Within a vCPU's block: page table of the last 2 MiB there, with the vCPU's page and the devices'.</summary>
+    /// <summary>Within a vCPU's block: page table of the last 2 MiB there, with the vCPU's pages and the devices'.</summary>
     internal const ulong ExposedPtOffset = 0x5000;
 
     /// <summary>Within a vCPU's block: the page at <see cref="VcpuPageAddress"/>.</summary>
     internal const ulong VcpuPageOffset = 0x6000;
+
+    /// <summary>Within a vCPU's block: the page at <see cref="CpuidPageAddress"/>.</summary>
+    internal const ulong CpuidPageOffset = 0x7000;
 
     /// <summary>Within a vCPU's block: the code that changes shadow entries from inside the VM.</summary>
     internal const ulong ShadowProgramOffset = 0x8000;

@@ -120,6 +120,12 @@ internal enum VcpuPageField
     Scratch3,
 
     /// <summary>
+    /// Not 0: the end of the interrupt in service has no effect but that. Code that ends it sets the field to 0, in the same instruction
+    /// that reads it, and the VMM does the rest later: see <see cref="Devices.ImplantEndOfInterrupt"/>.
+    /// </summary>
+    SimpleEndOfInterrupt,
+
+    /// <summary>
     /// The roots of the virtual TLB's tags: for each the CR3 value that makes it current and keeps its entries, its kernel view and its
     /// user view.
     /// </summary>

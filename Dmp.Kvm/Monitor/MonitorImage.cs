@@ -163,7 +163,7 @@ internal static class MonitorImage
 
     private static ulong MachineAddressOf(ulong offset) => MachineLayout.MonitorMachineBase + offset;
 
-    /// <summary>The tables of the arena, which all vCPUs share and nothing is in yet, of the devices' page, and of the vCPU's own.</summary>
+    /// <summary>The tables of the arena, which all vCPUs share and nothing is in yet, of the devices' page, and of the vCPU's own pages.</summary>
     private static void WriteExposedTables(MappedMemory region, int vcpu)
     {
         const ulong UserTable = TableEntry | (ulong)PageEntry.User;
@@ -179,6 +179,8 @@ internal static class MonitorImage
         region.Word(directory + EntryOffset(MachineLayout.VcpuPageAddress, 2)) = MachineAddressOf(table) | UserTable;
         region.Word(table + EntryOffset(MachineLayout.VcpuPageAddress, 1)) =
             MachineAddressOf(MachineLayout.VcpuBlock(vcpu) + MachineLayout.VcpuPageOffset) | PageLeaf;
+        region.Word(table + EntryOffset(MachineLayout.CpuidPageAddress, 1)) =
+            MachineAddressOf(MachineLayout.VcpuBlock(vcpu) + MachineLayout.CpuidPageOffset) | (PageLeaf & ~(ulong)PageEntry.Writable);
         region.Word(table + EntryOffset(MachineLayout.DevicePageAddress, 1)) =
             MachineAddressOf(MachineLayout.DevicePageOffset) | PageLeaf;
     }

@@ -69,6 +69,18 @@ internal sealed class ImplantAssembler
     internal void Store(VcpuPageField field, int value) =>
         assembler.AddInstruction(Instruction.Create(Code.Mov_rm64_imm32, Operand(field), value));
 
+    /// <summary>Exchanges a register with a field, in one instruction.</summary>
+    internal void Exchange(VcpuPageField field, AssemblerRegister64 register) =>
+        assembler.AddInstruction(Instruction.Create(Code.Xchg_rm64_r64, Operand(field), register));
+
+    /// <summary>Reads the upper half of a field; the register's upper half becomes 0.</summary>
+    internal void LoadUpper(AssemblerRegister32 target, VcpuPageField field) =>
+        assembler.AddInstruction(Instruction.Create(Code.Mov_r32_rm32, target, Operand(VcpuPage.Address(field) + sizeof(uint))));
+
+    /// <summary>Sets a register to an address within reach of implants.</summary>
+    internal void LoadAddress(AssemblerRegister64 target, ulong address) =>
+        assembler.AddInstruction(Instruction.Create(Code.Lea_r64_m, target, Operand(address)));
+
     /// <summary>Compares a register with the low half of a field.</summary>
     internal void Compare(AssemblerRegister32 register, VcpuPageField field) =>
         assembler.AddInstruction(Instruction.Create(Code.Cmp_r32_rm32, register, Operand(field)));
@@ -224,8 +236,9 @@ internal sealed class ImplantAssembler
     internal void Move(in Instruction instruction) => assembler.AddInstruction(instruction);
 
     // Relative to RIP: an absolute address in 32 bits reaches only the last 2 GiB.
-    private static MemoryOperand Operand(VcpuPageField field) =>
-        new(Register.RIP, (long)VcpuPage.Address(field), sizeof(ulong));
+    private static MemoryOperand Operand(ulong address) => new(Register.RIP, (long)address, sizeof(ulong));
+
+    private static MemoryOperand Operand(VcpuPageField field) => Operand(VcpuPage.Address(field));
 
     private static MemoryOperand Operand(DevicePageField field) =>
         new(Register.RIP, (long)DevicePage.Address(field), sizeof(ulong));

@@ -45,6 +45,12 @@ internal sealed class GuestState
 
     internal ulong Star { get; set; }
 
+    /// <summary>CR4.OSXSAVE.</summary>
+    internal bool XSave { get; set; }
+
+    /// <summary>XCR0 as the guest believes it to be.</summary>
+    internal ulong Xcr0 { get; set; } = 1;
+
     /// <summary>An interrupt waits.</summary>
     internal bool Pending { get; set; }
 
@@ -53,6 +59,15 @@ internal sealed class GuestState
 
     /// <summary>Characters that were typed before.</summary>
     internal int Typed { get; set; }
+
+    /// <summary>Vectors that are served, in the order in which they came.</summary>
+    internal byte[] InService { get; set; } = [];
+
+    /// <summary>They came by a level.</summary>
+    internal bool LevelTriggered { get; set; }
+
+    /// <summary>Vectors that wait, besides <see cref="Pending"/>.</summary>
+    internal byte[] Waiting { get; set; } = [];
 
     internal int MemorySeed { get; set; }
 

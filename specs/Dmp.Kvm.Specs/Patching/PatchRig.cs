@@ -142,14 +142,15 @@ internal sealed class PatchRig : IDisposable
     }
 
     /// <summary>Makes an interrupt pending.</summary>
-    internal void Interrupt(byte vector = InterruptVector) =>
-        Assert.True(apic.Accept(new InterruptMessage(0, false, DeliveryMode.Fixed, vector, false)));
+    internal void Interrupt(byte vector = InterruptVector, bool level = false) =>
+        Assert.True(apic.Accept(new InterruptMessage(0, false, DeliveryMode.Fixed, vector, level)));
 
     public void Dispose() => machine.Dispose();
 
     private void Load(GuestState state)
     {
         const ulong EndOfInterrupt = 0xB0;
+        const ulong TaskPriority = 0x80;
         ref KvmRegs regs = ref Registers;
         regs = default;
         for (int index = 0; index < GuestState.GeneralRegisters; index++)
@@ -171,6 +172,8 @@ internal sealed class PatchRig : IDisposable
         State.StackSelector = state.StackSelector;
         State.KernelGsBase = state.KernelGsBase;
         State.Star = state.Star;
+        State.Cr4 = state.XSave ? State.Cr4 | Cr4.XSave : State.Cr4 & ~Cr4.XSave;
+        State.Xcr0 = state.Xcr0;
         new Random(state.MemorySeed).NextBytes(Bytes(Stack, StackBytes));
         Bytes(ExceptionStack - ExceptionStackBytes, ExceptionStackBytes).Clear();
         foreach ((ulong address, ulong value) in state.Memory)
@@ -178,11 +181,23 @@ internal sealed class PatchRig : IDisposable
             MemoryMarshal.Write(Bytes(address, sizeof(ulong)), in value);
         }
 
-        do
+        apic.Write(TaskPriority, sizeof(uint), 0);
+        while (apic.TryAcknowledge(out _) || apic.ProcessorPriority != 0)
         {
             apic.Write(EndOfInterrupt, sizeof(uint), 0);
         }
-        while (apic.TryAcknowledge(out _));
+
+        foreach (byte vector in state.InService)
+        {
+            Interrupt(vector, state.LevelTriggered);
+            Assert.True(apic.TryAcknowledge(out byte taken) && taken == vector);
+        }
+
+        foreach (byte vector in state.Waiting)
+        {
+            Interrupt(vector);
+        }
+
         if (state.Pending)
         {
             Interrupt();
@@ -244,6 +259,10 @@ internal sealed class PatchRig : IDisposable
 
     private GuestResult Capture()
     {
+        const uint ApicSpacing = 0x10;
+        const uint InService = 0x10;
+        const uint Requests = 0x20;
+        const uint VectorRegisters = 8;
         ref KvmRegs regs = ref Registers;
         GuestResult captured = new();
         for (int index = 0; index < GuestState.GeneralRegisters; index++)
@@ -265,6 +284,13 @@ internal sealed class PatchRig : IDisposable
         captured.Note("gs base", vcpu.Registers.Sregs.Gs.Base);
         captured.Note("fs base", vcpu.Registers.Sregs.Fs.Base);
         captured.Note("interrupt pending", apic.HasInterrupt ? 1UL : 0);
+        for (uint register = 0; register < VectorRegisters; register++)
+        {
+            captured.Note($"in service {register}", apic.Read((InService + register) * ApicSpacing, sizeof(uint)));
+            captured.Note($"requested {register}", apic.Read((Requests + register) * ApicSpacing, sizeof(uint)));
+        }
+
+        captured.Note("processor priority", apic.ProcessorPriority);
         captured.FaultedAt = Word(ExceptionStack - FrameBytes);
         captured.FlagsAtFault = Word(ExceptionStack - FrameBytes + (2 * sizeof(ulong)));
         captured.StackAtFault = Word(ExceptionStack - FrameBytes + (3 * sizeof(ulong)));

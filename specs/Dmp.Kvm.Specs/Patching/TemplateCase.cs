@@ -74,6 +74,9 @@ internal sealed class TemplateCase
                 ? []
                 : [state.General[GuestState.Rsp] + 8, state.General[GuestState.Rsp] + 32],
         },
+        new() { Template = "cpuid", Instructions = [a => a.cpuid()], Arrange = PutQuestionInRegisters },
+        new() { Template = "rdmsr", Instructions = [a => a.rdmsr()], Arrange = PutMsrInRegisters },
+        new() { Template = "wrmsr", Instructions = [a => a.wrmsr()], Arrange = PutMsrInRegisters },
         new() { Template = "sysret", Instructions = [a => a.sysretq()], Arrange = PutReturnInRegisters, Leaves = true },
         new() { Template = "port-out", Instructions = [a => a.@out(dx, al)], Arrange = ChoosePort },
         new() { Template = "port-in", Instructions = [a => a.@in(al, dx)], Arrange = ChoosePort },
@@ -174,6 +177,39 @@ internal sealed class TemplateCase
                 state.Ports.Add(((ushort)(DeviceLayout.Serial + (int)register), values[random.Next(values.Length)]));
             }
         }
+    }
+
+    private static void PutQuestionInRegisters(GuestState state, Random random)
+    {
+        ulong[] ranges = [0, 0, 0x4000_0000, 0x8000_0000];
+        ulong dirt = random.Next(4) == 0 ? GuestState.Word(random) << 32 : 0;
+        state.General[GuestState.Rax] = Often(
+            random, ranges[random.Next(ranges.Length)] + (ulong)random.Next(0x22), 0xD, 0xB, 7, 1, GuestState.Word(random)) | dirt;
+        state.General[GuestState.Rcx] = Often(random, (ulong)random.Next(10), GuestState.Word(random)) | dirt;
+        state.XSave = random.Next(2) == 0;
+        state.Xcr0 = 1 | (ulong)random.Next(0x100);
+    }
+
+    private static void PutMsrInRegisters(GuestState state, Random random)
+    {
+        const ulong EndOfInterrupt = 0x80B;
+        const ulong FsBase = 0xC000_0100;
+        ulong[] usual = [EndOfInterrupt, FsBase, FsBase + 1, FsBase + 2];
+        ulong dirt = random.Next(4) == 0 ? GuestState.Word(random) << 32 : 0;
+        ulong msr = Often(
+            random, usual[random.Next(usual.Length)], EndOfInterrupt - 1, EndOfInterrupt + 1, FsBase - 1, FsBase + 3, 0xC000_0103, 0x808,
+            0x17, 0x40 | (GuestState.Word(random) & 0xFF)); // not the TSC
+        ulong value = Often(
+            random, msr == EndOfInterrupt ? 0 : GuestState.Canonical(random), 0, 1, 1UL << 32, NonCanonical, GuestState.Word(random));
+        state.General[GuestState.Rcx] = msr | dirt;
+        state.General[GuestState.Rax] = (uint)value | dirt;
+        state.General[GuestState.Rdx] = (value >> 32) | dirt;
+        state.Pending = false;
+        byte[][] served = [[], [0x60], [0x41], [0x32, 0x60], [0x33, 0x41, 0x81]];
+        state.InService = served[random.Next(served.Length)];
+        byte[][] waiting = [[], [], [], [0x30], [0x60], [0x42, 0x65], [0x90]];
+        state.Waiting = waiting[random.Next(waiting.Length)];
+        state.LevelTriggered = random.Next(4) == 0;
     }
 
     private static ulong Often(Random random, ulong usual, params ReadOnlySpan<ulong> others) =>
