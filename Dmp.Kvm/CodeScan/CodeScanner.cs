@@ -29,6 +29,7 @@ internal sealed class CodeScanner
 {
     private const int CandidateStarts = 16;
     private const int LongestInstruction = 15;
+    private const int SilentBit = 0x80;
 
     /// <summary>The longest instruction and a near jump back.</summary>
     private const int LongestSlot = LongestInstruction + 5;
@@ -40,6 +41,10 @@ internal sealed class CodeScanner
     private readonly int[] resume = new int[Memory.Paging.PageSize];
     private bool hasChanges;
     private int pageStart;
+
+    /// <summary>Per byte of the window, the length of the instruction that begins there, with a bit for silent ones; 0 before it is decoded.
+    /// The sweeps before a boundary fall into step, and go through the same instructions from there.</summary>
+    private byte[] decoded = [];
 
     internal CodeScanner() => decoder = Decoder.Create(64, reader);
 
@@ -53,6 +58,12 @@ internal sealed class CodeScanner
     {
         found.Clear();
         reader.Load(window);
+        if (decoded.Length < window.Length)
+        {
+            decoded = new byte[window.Length];
+        }
+
+        decoded.AsSpan(0, window.Length).Clear();
         pageStart = request.PageStart;
         hasChanges = previous.Length == resume.Length
             && FindChanges(previous, window.Slice(request.PageStart, previous.Length));
@@ -210,13 +221,28 @@ internal sealed class CodeScanner
         return at == boundary;
     }
 
-    /// <summary>Decodes one instruction; bytes that are none count as one byte, as a disassembler would go on.</summary>
+    /// <summary>Decodes one instruction, once; bytes that are none count as one byte, as a disassembler would go on.</summary>
     private int Decode(int offset, out bool silent)
+    {
+        int known = offset < decoded.Length ? decoded[offset] : 0;
+        if (known == 0)
+        {
+            known = DecodeNew(offset);
+            if (offset < decoded.Length)
+            {
+                decoded[offset] = (byte)known;
+            }
+        }
+
+        silent = (known & SilentBit) != 0;
+        return known & ~SilentBit;
+    }
+
+    private int DecodeNew(int offset)
     {
         int limit = hasChanges && (uint)(offset - pageStart) < (uint)resume.Length ? resume[offset - pageStart] : 0;
         if (limit < 0)
         {
-            silent = false;
             return -limit - offset;
         }
 
@@ -224,12 +250,11 @@ internal sealed class CodeScanner
         decoder.Decode(out Instruction instruction);
         if (instruction.IsInvalid)
         {
-            silent = false;
             return 1;
         }
 
-        silent = SilentInstructions.IsSilent(instruction);
-        return limit > 0 ? Math.Min(instruction.Length, limit - offset) : instruction.Length;
+        int length = limit > 0 ? Math.Min(instruction.Length, limit - offset) : instruction.Length;
+        return length | (SilentInstructions.IsSilent(instruction) ? SilentBit : 0);
     }
 
     /// <summary>
