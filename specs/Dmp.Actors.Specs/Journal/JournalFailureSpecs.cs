@@ -45,6 +45,7 @@ public sealed class JournalFailureSpecs : IDisposable
         await System.IO.File.WriteAllTextAsync(File, string.Concat(Enumerable.Repeat("This is a letter. ", 500)));
         byte[] before = await System.IO.File.ReadAllBytesAsync(File);
         await ExpectUnusableAsync(File, "the file is no SQLite database, or is damaged");
+        Assert.Equal([File], Directory.GetFiles(folder.Path));
         Assert.Equal(before, await System.IO.File.ReadAllBytesAsync(File));
     }
 
@@ -54,6 +55,7 @@ public sealed class JournalFailureSpecs : IDisposable
         SqliteFile.Execute(File, "CREATE TABLE letters (text)");
         byte[] before = await System.IO.File.ReadAllBytesAsync(File);
         await ExpectUnusableAsync(File, "the file is a database of another program");
+        Assert.Equal([File], Directory.GetFiles(folder.Path));
         Assert.Equal(before, await System.IO.File.ReadAllBytesAsync(File));
     }
 
