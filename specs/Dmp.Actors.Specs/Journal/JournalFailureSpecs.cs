@@ -167,6 +167,29 @@ public sealed class JournalFailureSpecs : IDisposable
         Assert.Equal([PatchStatus.Applied, PatchStatus.Applied], state.Entries.Values.Select(entry => entry.Status));
     }
 
+    [Fact(DisplayName = "A journal that comes back and fails again at once is one outage: it is said once, and that it is over when it is")]
+    public async Task Flapping()
+    {
+        await using var journal = new OpenJournal(File, settings: Journals.With("dmp.journal { first-retry = 50ms, longest-retry = 2s }"));
+        await journal.ApplyAsync(0x10);
+        await journal.NoticeAsync<BecameAvailable>();
+        SqliteFile.Execute(File, "CREATE TRIGGER away BEFORE INSERT ON dmp_patch_events BEGIN SELECT RAISE(ABORT, 'injected by the spec'); END");
+        for (int outages = 0; outages < 5; outages++)
+        {
+            // It can be opened, but not written to.
+            Assert.IsType<JournalFailed>(await journal.IntendAsync(Journals.Patch(0x20)));
+            await journal.NoticeAsync<BecameUnavailable>();
+            await journal.NoticeAsync<BecameAvailable>();
+        }
+
+        SqliteFile.Execute(File, "DROP TRIGGER away");
+        while (!(await journal.NoticeAsync<LoggedLine>()).Text.EndsWith("can be used again", StringComparison.Ordinal))
+        {
+        }
+
+        Assert.Equal(2, journal.Logged.Count);
+    }
+
     [Fact(DisplayName = "An intent that was not acknowledged is aborted when the journal is back")]
     public async Task Unacknowledged_intents()
     {

@@ -115,6 +115,8 @@ public class CrashRecoverySpecs(ITestOutputHelper output)
         using var watch = new JournalWatch(journal, isTime);
         DmpResult result = await BootAsync(journal, [], process => watch.Start(process.Kill));
 
+        watch.Finish();
+
         // A boot that was over before it was time is a boot like any other.
         result.ShouldExitWith(watch.Acted && result.ExitCode != 0 ? Killed : 0);
         return (result.ExitCode == Killed, watch.Committed);

@@ -3,6 +3,7 @@ using System.Text.Json;
 using Dmp.Actors;
 using Dmp.Actors.Journal;
 using Dmp.Actors.Specs.Journal;
+using Npgsql;
 
 namespace Dmp.Host.Specs.RunningGuests;
 
@@ -11,6 +12,7 @@ namespace Dmp.Host.Specs.RunningGuests;
 public sealed class JournalTroubleSpecs : IDisposable
 {
     private const string RunsOn = "The guest runs on; no further code is patched";
+    private const int MostLines = 3;
     private const int SomeEvents = 60; // of about 200 in a boot
 
     private readonly TemporaryDirectory directory = new();
@@ -132,7 +134,8 @@ public sealed class JournalTroubleSpecs : IDisposable
                 RandomAccess.Write(stream.SafeFileHandle, noise, half);
             }
         }));
-        Assert.True(watch.Acted);
+        watch.Finish();
+        Assert.True(watch.Acted, $"{watch.Committed.Length} events in {watch.Writes} writes");
 
         // SQLite has most of it in memory, and need not notice; but when it does, one line says so.
         Assert.Contains("\nBOOTED", result.Output.ReplaceLineEndings("\n"), StringComparison.Ordinal);
@@ -150,35 +153,52 @@ public sealed class JournalTroubleSpecs : IDisposable
     [SkippableFact(DisplayName = "A PostgreSQL server that stops in the middle of a run is said once; the guest runs on, and nothing stored is lost")]
     public async Task Server_stops()
     {
-        const int Line = 150; // of the console, in the middle of the boot
+        const int Lines = 10; // of the console from one look at the server to the next
         _ = DemoGuest.Kernel;
         using PostgresCluster server = PostgresCluster.Create();
         server.Start();
         int seen = 0;
-        JournalState? before = null;
+        IReadOnlyList<string> before = [];
         DmpResult result = await DmpProcess.BootAsync(
             "dmp",
             "",
             ["--journal", server.Connection, "--until", "BOOTED", "--timeout", "200"],
             (_, _) =>
             {
-                if (++seen == Line)
+                // On the console's reader: nothing else waits for it.
+                if (before.Count == 0 && ++seen % Lines == 0 && Stored(server.Connection) is { Count: >= SomeEvents } stored)
                 {
-                    // On the console's reader: nothing else waits for it.
-                    before = StateAsync(server.Connection).GetAwaiter().GetResult();
+                    before = stored;
                     server.Stop();
                 }
             });
         AssertRanOn(result);
-        Assert.NotNull(before);
+        Assert.NotEmpty(before);
 
         server.Start();
-        JournalState after = (await StateAsync(server.Connection))!;
-        Assert.InRange(Applied(before), 1, Applied(after));
-        Assert.All(
-            before.Entries.Values.Where(entry => entry.Status == PatchStatus.Applied),
-            entry => Assert.True(after.Entries.ContainsKey(entry.Patch.Offset)));
-        await AssertReplaysAsync(server.Connection, Applied(after));
+        Assert.Equal(before, Stored(server.Connection).Take(before.Count));
+        await AssertReplaysAsync(server.Connection, Applied(await StateAsync(server.Connection)));
+    }
+
+    /// <summary>The events that a server has, in their order.</summary>
+    private static List<string> Stored(string connection)
+    {
+        var events = new List<string>();
+        using var session = new NpgsqlConnection($"{connection};Pooling=false");
+        session.Open();
+        using var isThere = new NpgsqlCommand("SELECT to_regclass('dmp_patch_events') IS NOT NULL", session);
+        if (isThere.ExecuteScalar() is true)
+        {
+            using var ask = new NpgsqlCommand(
+                "SELECT manifest || ' ' || encode(message, 'hex') FROM dmp_patch_events ORDER BY sequence_number", session);
+            using NpgsqlDataReader reader = ask.ExecuteReader();
+            while (reader.Read())
+            {
+                events.Add(reader.GetString(0));
+            }
+        }
+
+        return events;
     }
 
     private static string[] Unshare(string script, params string[] arguments)
@@ -208,7 +228,10 @@ public sealed class JournalTroubleSpecs : IDisposable
         result.ShouldExitWith(0);
         Assert.Contains("\nBOOTED", result.Output.ReplaceLineEndings("\n"), StringComparison.Ordinal);
         AssertNoNoise(result);
-        Assert.Contains(RunsOn, Assert.Single(Lines(result)), StringComparison.Ordinal);
+        Assert.Contains(RunsOn, Lines(result)[0], StringComparison.Ordinal);
+
+        // When the disk took the little that was left to store, and that for a while, a second line says so, and a third that it is over.
+        Assert.InRange(Lines(result).Length, 1, MostLines);
     }
 
     private static async Task<JournalState?> StateAsync(string journal) =>

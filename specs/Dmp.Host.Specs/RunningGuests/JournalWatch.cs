@@ -11,9 +11,12 @@ internal sealed class JournalWatch : IDisposable
 {
     private readonly string file;
     private readonly FileSystemWatcher watcher;
-    private readonly Lock sync = new();
+    private readonly AutoResetEvent written = new(initialState: false);
+    private readonly Thread reader;
     private readonly Func<JournalWatch, bool> isTime;
     private Action? then;
+    private int writes;
+    private volatile bool over;
 
     /// <summary>Watches.</summary>
     /// <param name="file">The journal; its folder is there.</param>
@@ -23,11 +26,17 @@ internal sealed class JournalWatch : IDisposable
         this.file = file;
         this.isTime = isTime;
         watcher = new FileSystemWatcher(Path.GetDirectoryName(file)!) { NotifyFilter = NotifyFilters.LastWrite | NotifyFilters.Size };
-        watcher.Changed += (_, _) => Look();
+        watcher.Changed += (_, _) =>
+        {
+            // Reading takes longer than writing: several writes may be one look.
+            _ = Interlocked.Increment(ref writes);
+            _ = written.Set();
+        };
+        reader = new Thread(Look) { IsBackground = true };
     }
 
     /// <summary>Writes to the journal's files so far, as far as they were told one by one.</summary>
-    public int Writes { get; private set; }
+    public int Writes => Volatile.Read(ref writes);
 
     /// <summary>The events that were committed when it was looked last, in their order: manifest and content.</summary>
     public ImmutableArray<string> Committed { get; private set; } = [];
@@ -40,6 +49,7 @@ internal sealed class JournalWatch : IDisposable
     public void Start(Action action)
     {
         then = action;
+        reader.Start();
         watcher.EnableRaisingEvents = true;
     }
 
@@ -72,20 +82,31 @@ internal sealed class JournalWatch : IDisposable
     }
 
     /// <inheritdoc/>
-    public void Dispose() => watcher.Dispose();
+    public void Dispose()
+    {
+        watcher.Dispose();
+        Finish();
+        written.Dispose();
+    }
+
+    /// <summary>Ends looking; what was seen stands.</summary>
+    public void Finish()
+    {
+        over = true;
+        _ = written.Set();
+        if (reader.IsAlive)
+        {
+            reader.Join();
+        }
+    }
 
     private void Look()
     {
-        lock (sync)
+        while (!over && !Acted)
         {
-            if (Acted)
-            {
-                return;
-            }
-
-            Writes++;
+            _ = written.WaitOne();
             Committed = Read(file) is { IsEmpty: false } events ? events : Committed;
-            if (isTime(this))
+            if (!over && isTime(this))
             {
                 Acted = true;
                 then?.Invoke();
