@@ -16,10 +16,10 @@ public class CrashRecoverySpecs(ITestOutputHelper output)
     private const int Killed = 137; // 128 + SIGKILL
     private const string Intended = "in "; // the event's manifest
 
-    /// <summary>A boot commits some 200 events in some 600 writes.</summary>
+    /// <summary>A boot commits some 200 events in some thousands of writes.</summary>
     private const int MostEvents = 190;
-    private const int MostWrites = 500;
-    private const int MostWritesOfRecovery = 40;
+    private const int MostWrites = 4000;
+    private const int MostWritesOfRecovery = 30;
 
     [SkippableFact(DisplayName = "Killed at any moment of the patch storm, the journal is as it was acknowledged, and the kernel boots with it")]
     public async Task Storm()
@@ -49,13 +49,14 @@ public class CrashRecoverySpecs(ITestOutputHelper output)
         using var directory = new TemporaryDirectory();
         string journal = Path.Combine(directory.Path, "patches.db");
 
-        // As soon as an intent is there, or after any event, or anywhere in the middle of a commit.
+        // As soon as an intent is there, or after any event, or anywhere in the middle of a commit, or before there is any event.
         var moment = (Moment)(round % Enum.GetValues<Moment>().Length);
-        int target = random.Next(1, moment == Moment.Write ? MostWrites : MostEvents);
+        int target = random.Next(1, moment switch { Moment.Write => MostWrites, Moment.Begin => MostWritesOfRecovery, _ => MostEvents });
         (bool wasKilled, ImmutableArray<string> committed) = await BootAndKillAsync(journal, watch => moment switch
         {
             Moment.Intent => watch.Committed.Length >= target && watch.Committed[^1].StartsWith(Intended, StringComparison.Ordinal),
             Moment.Event => watch.Committed.Length >= target,
+            Moment.Write => watch.WritesSinceFirst >= target,
             _ => watch.Writes >= target,
         });
         int kills = wasKilled ? 1 : 0;
@@ -107,6 +108,7 @@ public class CrashRecoverySpecs(ITestOutputHelper output)
         // Each intent came to one end and no more, however often it was recovered.
         Assert.Equal(Resolved(after).Length, Resolved(after).Distinct().Count());
         Assert.Empty(Intents(after).Except(Resolved(after)));
+        Assert.True(wasKilled || !committed.IsEmpty, "nobody saw an event");
         return new Figures(moment, kills, target, committed.Length, open, replayed, inForce);
     }
 
@@ -194,6 +196,7 @@ public class CrashRecoverySpecs(ITestOutputHelper output)
         Intent,
         Event,
         Write,
+        Begin,
     }
 
     /// <summary>What a round came to.</summary>

@@ -16,16 +16,22 @@ internal sealed class JournalWatch : IDisposable
     private readonly Func<JournalWatch, bool> isTime;
     private Action? then;
     private int writes;
+    private int writesBefore;
     private volatile bool over;
 
     /// <summary>Watches.</summary>
     /// <param name="file">The journal; its folder is there.</param>
-    /// <param name="isTime">Asked after each write to the journal's files.</param>
+    /// <param name="isTime">Asked after writes to the journal.</param>
     public JournalWatch(string file, Func<JournalWatch, bool> isTime)
     {
         this.file = file;
         this.isTime = isTime;
-        watcher = new FileSystemWatcher(Path.GetDirectoryName(file)!) { NotifyFilter = NotifyFilters.LastWrite | NotifyFilters.Size };
+
+        // SQLite's write-ahead log: every commit goes there, while looking on changes the files beside it.
+        watcher = new FileSystemWatcher(Path.GetDirectoryName(file)!, $"{Path.GetFileName(file)}-wal")
+        {
+            NotifyFilter = NotifyFilters.LastWrite | NotifyFilters.Size,
+        };
         watcher.Changed += (_, _) =>
         {
             // Reading takes longer than writing: several writes may be one look.
@@ -35,8 +41,11 @@ internal sealed class JournalWatch : IDisposable
         reader = new Thread(Look) { IsBackground = true };
     }
 
-    /// <summary>Writes to the journal's files so far, as far as they were told one by one.</summary>
+    /// <summary>Writes to the journal so far, as far as they were told one by one.</summary>
     public int Writes => Volatile.Read(ref writes);
+
+    /// <summary>Those since the first event was seen: before it tables are made.</summary>
+    public int WritesSinceFirst => Committed.IsEmpty ? 0 : Writes - writesBefore;
 
     /// <summary>The events that were committed when it was looked last, in their order: manifest and content.</summary>
     public ImmutableArray<string> Committed { get; private set; } = [];
@@ -105,7 +114,12 @@ internal sealed class JournalWatch : IDisposable
         while (!over && !Acted)
         {
             _ = written.WaitOne();
-            Committed = Read(file) is { IsEmpty: false } events ? events : Committed;
+            if (Read(file) is { IsEmpty: false } events)
+            {
+                writesBefore = Committed.IsEmpty ? Writes : writesBefore;
+                Committed = events;
+            }
+
             if (!over && isTime(this))
             {
                 Acted = true;
