@@ -20,6 +20,7 @@ internal sealed record JournalFailure(string Line, bool MayPass)
     private const int SqliteFull = 13;
     private const int SqliteCannotOpen = 14;
     private const int SqliteNotADatabase = 26;
+    private const int SqliteInputNoIndex = 4874; // SQLITE_IOERR_SHMSIZE: the write-ahead log's index cannot grow
 
     /// <summary>Explains an exception.</summary>
     /// <param name="attempted">What was attempted: "open", "read", "write to".</param>
@@ -66,6 +67,7 @@ internal sealed record JournalFailure(string Line, bool MayPass)
     private static (string Why, string Remedy, bool MayPass) Explain(SqliteException failure, JournalConnection connection) =>
         failure.SqliteErrorCode switch
         {
+            SqliteInput when failure.SqliteExtendedErrorCode == SqliteInputNoIndex => ("the disk is full", "free some space", true),
             SqliteFull => ("the disk is full", "free some space", true),
             SqliteReadOnly => ("it is read-only", Elsewhere(connection), true),
             SqliteCorrupt => ("the file is damaged", Aside(connection), false),

@@ -19,6 +19,7 @@ public sealed class JournalGuardian : ReceiveActor, IWithTimers
 {
     private const string OpenTimer = "open";
     private const string RetryTimer = "retry";
+    private const string SettleTimer = "settle";
 
     // Counts on over restarts, so that a late message of the predecessor's session means nothing to its successor.
     private static long sessions;
@@ -40,6 +41,7 @@ public sealed class JournalGuardian : ReceiveActor, IWithTimers
     private long lastNumber;
     private int failures;
     private string reason = string.Empty;
+    private string logged = string.Empty;
     private string told = string.Empty;
 
     /// <summary>Creates the actor; use <see cref="Props"/>.</summary>
@@ -64,6 +66,7 @@ public sealed class JournalGuardian : ReceiveActor, IWithTimers
         Receive<JournalSession.PluginFailed>(OnPluginFailed);
         Receive<TooSlow>(slow => Fail(slow.Session, () => JournalFailure.TooSlow(slow.Attempted, connection, slow.Limit)));
         Receive<Retry>(_ => Open());
+        Receive<Settled>(OnSettled);
         Receive<Released>(released => released.For?.Tell(new Closed(released.RequestId)));
     }
 
@@ -157,12 +160,12 @@ public sealed class JournalGuardian : ReceiveActor, IWithTimers
 
         Timers.Cancel(OpenTimer);
         phase = Phase.Available;
-        failures = 0;
         reason = string.Empty;
-        if (told.Length > 0)
+        told = string.Empty;
+        if (logged.Length > 0)
         {
-            log.Warning("the patch journal ({0}) can be used again", connection.Description);
-            told = string.Empty;
+            // A full disk may take a few more events each time it is tried: that is still the same outage.
+            Timers.StartSingleTimer(SettleTimer, new Settled(session), RetryDelay());
         }
 
         // First what happened before: it may resolve what a new request asks about.
@@ -179,6 +182,16 @@ public sealed class JournalGuardian : ReceiveActor, IWithTimers
         }
 
         Context.Parent.Tell(new BecameAvailable(recovered.State));
+    }
+
+    private void OnSettled(Settled settled)
+    {
+        if (settled.Session == session)
+        {
+            failures = 0;
+            logged = string.Empty;
+            log.Warning("the patch journal ({0}) can be used again", connection.Description);
+        }
     }
 
     private void OnRequest(IRequest request)
@@ -244,6 +257,7 @@ public sealed class JournalGuardian : ReceiveActor, IWithTimers
         phase = Phase.Unavailable;
         reason = failure.Line;
         Timers.Cancel(OpenTimer);
+        Timers.Cancel(SettleTimer);
         Release();
         foreach (long number in waiting.Keys.ToArray())
         {
@@ -251,10 +265,11 @@ public sealed class JournalGuardian : ReceiveActor, IWithTimers
             AnswerFailed(number, reason);
         }
 
-        if (told.Length == 0)
+        if (logged.Length == 0)
         {
             // Once for an outage, however often it is tried again, and whatever each attempt finds.
             log.Warning("{0}. The guest runs on; no further code is patched", reason);
+            logged = reason;
         }
 
         if (reason != told)
@@ -266,6 +281,7 @@ public sealed class JournalGuardian : ReceiveActor, IWithTimers
         if (failure.MayPass)
         {
             Timers.StartSingleTimer(RetryTimer, Retry.Instance, RetryDelay());
+            failures++;
         }
     }
 
@@ -273,7 +289,7 @@ public sealed class JournalGuardian : ReceiveActor, IWithTimers
     {
         // Beyond this many doublings any sensible limit is long reached.
         const int MostDoublings = 20;
-        double factor = Math.Pow(2, Math.Min(failures++, MostDoublings));
+        double factor = Math.Pow(2, Math.Min(failures, MostDoublings));
         return TimeSpan.FromTicks((long)Math.Min(settings.Journal.FirstRetry.Ticks * factor, settings.Journal.LongestRetry.Ticks));
     }
 
@@ -355,6 +371,8 @@ public sealed class JournalGuardian : ReceiveActor, IWithTimers
     private sealed record OpenFailed(long Session, Exception Cause);
 
     private sealed record TooSlow(long Session, string Attempted, TimeSpan Limit);
+
+    private sealed record Settled(long Session);
 
     private sealed record Released(long RequestId, IActorRef? For);
 

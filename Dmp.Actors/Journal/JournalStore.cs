@@ -47,7 +47,15 @@ internal sealed class JournalStore : IDisposable
         }
 
         Directory.CreateDirectory(Path.GetDirectoryName(file.Path)!);
-        LockFile userLock = LockFile.Take(file.Path + ".lock");
+        string lockPath = file.Path + ".lock";
+        if (!File.Exists(lockPath))
+        {
+            // Nobody has ever locked it: what is no journal gets no lock file beside it either. Where there is a lock file the database
+            // may be open, also in this process, and closing a file would release SQLite's own locks on it.
+            CheckHeader(file.Path);
+        }
+
+        LockFile userLock = LockFile.Take(lockPath);
         try
         {
             Check(file);
@@ -57,6 +65,53 @@ internal sealed class JournalStore : IDisposable
         {
             userLock.Dispose();
             throw;
+        }
+    }
+
+    /// <summary>What the file's first page says without SQLite, which changes what stands beside a file it opens.</summary>
+    private static void CheckHeader(string path)
+    {
+        const int UserVersionAt = 60;
+        const int ApplicationIdAt = 68;
+        const int PageTypeAt = 100; // of the page that holds the list of tables
+        const int CellsAt = 103;
+        const int HeaderLength = 105;
+        const byte InteriorPage = 5;
+        if (!File.Exists(path))
+        {
+            return;
+        }
+
+        Span<byte> header = stackalloc byte[HeaderLength];
+        using FileStream stream = new(path, FileMode.Open, FileAccess.Read, FileShare.ReadWrite | FileShare.Delete, bufferSize: 0);
+        int length = stream.ReadAtLeast(header, HeaderLength, throwOnEndOfStream: false);
+        if (length == 0)
+        {
+            return;
+        }
+
+        if (length < HeaderLength || !header.StartsWith("SQLite format 3\0"u8))
+        {
+            throw new JournalFormatException("the file is no SQLite database, or is damaged");
+        }
+
+        bool hasTables = header[PageTypeAt] == InteriorPage || BinaryPrimitives.ReadUInt16BigEndian(header[CellsAt..]) > 0;
+        Refuse(
+            BinaryPrimitives.ReadInt32BigEndian(header[ApplicationIdAt..]),
+            BinaryPrimitives.ReadInt32BigEndian(header[UserVersionAt..]),
+            hasTables);
+    }
+
+    private static void Refuse(long application, long version, bool hasTables)
+    {
+        if (application != ApplicationId && (application != 0 || hasTables))
+        {
+            throw new JournalFormatException("the file is a database of another program");
+        }
+
+        if (version > FormatVersion)
+        {
+            throw new JournalFormatException("a newer version of dmp wrote it");
         }
     }
 
@@ -89,16 +144,7 @@ internal sealed class JournalStore : IDisposable
         long application = Convert.ToInt64(Read(database, "PRAGMA application_id"), CultureInfo.InvariantCulture);
         long version = Convert.ToInt64(Read(database, "PRAGMA user_version"), CultureInfo.InvariantCulture);
         long tables = Convert.ToInt64(Read(database, "SELECT count(*) FROM sqlite_master"), CultureInfo.InvariantCulture);
-        if (application != ApplicationId && (application != 0 || tables > 0))
-        {
-            throw new JournalFormatException("the file is a database of another program");
-        }
-
-        if (version > FormatVersion)
-        {
-            throw new JournalFormatException("a newer version of dmp wrote it");
-        }
-
+        Refuse(application, version, tables > 0);
         string verdict = Convert.ToString(Read(database, "PRAGMA quick_check(1)"), CultureInfo.InvariantCulture) ?? string.Empty;
         if (verdict != "ok")
         {

@@ -62,6 +62,8 @@ public sealed class MachineSupervisor : ReceiveActor, IWithTimers
     private bool vcpusReady;
     private bool replayReady;
     private PatchSummary? patches;
+    private PatchAudit? audit;
+    private JournalState? journaled;
     private ImmutableArray<double> stopMicroseconds = [];
 
     private Stage stage = Stage.Starting;
@@ -127,6 +129,12 @@ public sealed class MachineSupervisor : ReceiveActor, IWithTimers
         Receive<QuiesceProtocol.StopTimes>(OnStopTimes);
         Receive<JournalProtocol.BecameAvailable>(available => planner.Forward(available));
         Receive<JournalProtocol.BecameUnavailable>(unavailable => planner.Forward(unavailable));
+        Receive<JournalProtocol.State>(state =>
+        {
+            journaled = state.Journal;
+            OnAnswer(state.RequestId, JournalNumber, agreed: true);
+        });
+        Receive<JournalProtocol.JournalFailed>(failed => OnAnswer(failed.RequestId, JournalNumber, agreed: true));
         Receive<JournalProtocol.Closed>(closed => OnAnswer(closed.RequestId, JournalNumber, agreed: true));
 
         Receive<RoundTimedOut>(OnRoundTimedOut);
@@ -446,17 +454,50 @@ public sealed class MachineSupervisor : ReceiveActor, IWithTimers
             unfinished.Add($"{Names(stopped.Awaited)} did not stop within {settings.StopTimeout.TotalSeconds} s");
         }
 
+        // The journal answers in order: when it tells its state, it has stored the results that were on their way.
         AskOne(coordinator, CoordinatorNumber, id => new QuiesceProtocol.GetStopTimes(id), _ =>
-            AskOne(journal, JournalNumber, id => new JournalProtocol.Close(id), closed =>
+            AskOne(journal, JournalNumber, id => new JournalProtocol.GetState(id), _ =>
             {
-                if (closed.Agreed.IsEmpty && !journal.IsNobody())
-                {
-                    unfinished.Add("the patch journal was not closed in time");
-                }
-
-                DrainConsole();
+                Audit();
+                CloseJournal();
             }));
     });
+
+    private void CloseJournal() => AskOne(journal, JournalNumber, id => new JournalProtocol.Close(id), closed =>
+    {
+        if (closed.Agreed.IsEmpty && !journal.IsNobody())
+        {
+            unfinished.Add("the patch journal was not closed in time");
+        }
+
+        DrainConsole();
+    });
+
+    /// <summary>Whether the guest's code, the engine and the journal agree. Only when no vCPU can run any more.</summary>
+    private void Audit()
+    {
+        const int MostLines = 5;
+        if (machine.Patching is not { } engine || !threadsEnded)
+        {
+            return;
+        }
+
+        try
+        {
+            audit = PatchAudit.Of(engine, journaled);
+        }
+        catch (Exception failure)
+        {
+            // The run is over: what remains is to say so, and to write the report.
+            unfinished.Add($"the patches cannot be verified: {failure.Message}");
+            return;
+        }
+
+        foreach (string difference in audit.Differences.Take(MostLines))
+        {
+            log.Warning("the patch at {0}", difference);
+        }
+    }
 
     private void DrainConsole() => AskOne(console, ConsoleNumber, id => new ConsoleProtocol.Drain(id), drained =>
     {
@@ -492,7 +533,11 @@ public sealed class MachineSupervisor : ReceiveActor, IWithTimers
         });
     });
 
-    private PatchSummary? Patches() => machine.Patching is null ? null : patches ?? book.Summarize();
+    private PatchSummary? Patches() => machine.Patching is null ? null : (patches ?? book.Summarize()) with
+    {
+        Verified = audit?.Verified,
+        Mismatched = audit?.Mismatched,
+    };
 
     private void OnClosed(ExitProtocol.Closed closed)
     {

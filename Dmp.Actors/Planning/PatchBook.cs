@@ -123,11 +123,16 @@ public sealed class PatchBook(int patchLimit)
         Enter(plan, PatchedSiteState.Applied, "");
     }
 
-    /// <summary>A transaction intended a patch and did not apply it.</summary>
-    public void Abort(PatchPlan plan, string reason)
+    /// <summary>A patch was not applied. One that had been taken back on request is nobody's any more: its site is planned anew when it
+    /// is hot, with the bytes that it has by then.</summary>
+    /// <param name="plan">The patch.</param>
+    /// <param name="reason">Why not.</param>
+    /// <param name="wasIntended">Whether a transaction had durably intended it.</param>
+    public void Abort(PatchPlan plan, string reason, bool wasIntended)
     {
         ArgumentNullException.ThrowIfNull(plan);
-        Aborted++;
+        Aborted += wasIntended ? 1 : 0;
+        _ = entries.RemoveAll(entry => entry.State == PatchedSiteState.Disabled && entry.Plan.IsSamePatch(plan));
         candidates[plan.Site] = reason;
     }
 

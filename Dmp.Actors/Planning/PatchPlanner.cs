@@ -141,13 +141,19 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
         if (first && !book.ReplayStarted)
         {
             book.ReplayStarted = true;
-            if (peers.Replay)
+            try
             {
-                ReplayPlan plan = available.Journal.Replayable(engine.Templates);
-                engine.Replay([.. plan.Patches.Select(patch => patch.ToPlan(engine.KernelBase))]);
+                if (peers.Replay)
+                {
+                    ReplayPlan plan = available.Journal.Replayable(engine.Templates);
+                    engine.Replay([.. plan.Patches.Select(patch => patch.ToPlan(engine.KernelBase))]);
+                }
             }
-
-            Context.Parent.Tell(new Ready());
+            finally
+            {
+                // Also when that fails: it is not tried again, and the guest must not wait for it.
+                Context.Parent.Tell(new Ready());
+            }
         }
 
         // Also when it comes too late for a replay.
@@ -300,7 +306,8 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
 
         foreach (PreparedPatch patch in transaction.Patches)
         {
-            book.Postpone(patch.Plan.Site, failed.Reason);
+            engine.Discard(patch);
+            book.Abort(patch.Plan, failed.Reason, wasIntended: false);
         }
 
         transaction.Answer?.From.Tell(new Refused(transaction.Answer.Value.Request.RequestId, failed.Reason));
@@ -316,7 +323,7 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
 
         foreach (QuiesceProtocol.FailedPatch failed in committed.Failed)
         {
-            book.Abort(failed.Plan, failed.Reason);
+            book.Abort(failed.Plan, failed.Reason, wasIntended: true);
         }
 
         foreach (PatchPlan plan in committed.Reverted)
@@ -350,7 +357,8 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
     {
         foreach (PreparedPatch patch in aborted.Commit.Patches)
         {
-            book.Abort(patch.Plan, aborted.Reason);
+            engine.Discard(patch);
+            book.Abort(patch.Plan, aborted.Reason, wasIntended: true);
         }
 
         if (!aborted.Commit.Patches.IsEmpty)
@@ -405,9 +413,13 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
         List<(PreparedPatch Patch, long Exits)> prepared = [];
         foreach (PatchPlan plan in book.Withdrawn)
         {
-            if (engine.Prepare(plan, out _) is { } patch)
+            if (engine.Prepare(plan, out string reason) is { } patch)
             {
                 prepared.Add((patch, 0));
+            }
+            else
+            {
+                book.Abort(plan, reason, wasIntended: false);
             }
         }
 

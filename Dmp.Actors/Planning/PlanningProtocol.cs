@@ -96,6 +96,13 @@ public sealed record PatchSummary
     /// <summary>Patches in the guest's code at the end.</summary>
     public int InForce { get; init; }
 
+    /// <summary>Patches that were found, when the vCPUs had stopped, in the guest's code as they should be and in the journal as applied;
+    /// null when nobody looked.</summary>
+    public int? Verified { get; init; }
+
+    /// <summary>Patches in force that were not; null when nobody looked.</summary>
+    public int? Mismatched { get; init; }
+
     /// <summary>All sites that were ever looked at, by address; every instruction site of a patch's window is there under its own.</summary>
     public ImmutableSortedDictionary<ulong, PatchedSite> Sites { get; init; } =
         ImmutableSortedDictionary<ulong, PatchedSite>.Empty;

@@ -88,7 +88,11 @@ internal static class ReportBuilder
     };
 
     private static PatchSection Patches(PatchSummary patches) =>
-        new(patches.Applied, patches.Replayed, patches.Refused, patches.Reverted, patches.Aborted, patches.InForce);
+        new(patches.Applied, patches.Replayed, patches.Refused, patches.Reverted, patches.Aborted, patches.InForce)
+        {
+            Verified = patches.Verified,
+            Mismatched = patches.Mismatched,
+        };
 
     private static QuiesceSection Quiesce(ImmutableArray<double> sorted)
     {

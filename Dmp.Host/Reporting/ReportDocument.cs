@@ -106,7 +106,14 @@ internal sealed record SiteSection
     public string? Reason { get; init; }
 }
 
-internal sealed record PatchSection(int Applied, int Replayed, int Refused, int Reverted, int Aborted, int InForce);
+internal sealed record PatchSection(int Applied, int Replayed, int Refused, int Reverted, int Aborted, int InForce)
+{
+    /// <summary>Patches that were, at the end, in the guest's code as they should be and in the journal as applied.</summary>
+    public int? Verified { get; init; }
+
+    /// <summary>Patches in force that were not.</summary>
+    public int? Mismatched { get; init; }
+}
 
 internal sealed record QuiesceSection
 {

@@ -147,6 +147,10 @@ public interface IPatchEngine
     /// <returns>Whether the patch is in the guest's code now.</returns>
     bool TryApply(PreparedPatch patch, out string reason);
 
+    /// <summary>A prepared patch will not be applied for now: it is in no other patch's way any more. Does nothing to one in force.</summary>
+    /// <param name="patch">The patch.</param>
+    void Discard(PreparedPatch patch);
+
     /// <summary>Puts the original bytes back, and forgets the patch. Every vCPU is paused.</summary>
     /// <param name="window">The patch.</param>
     /// <returns>Whether there was such a patch.</returns>
@@ -160,6 +164,9 @@ public interface IPatchEngine
 
     /// <summary>The patches of an earlier run whose bytes have not been found so far.</summary>
     ImmutableArray<PatchPlan> Unused();
+
+    /// <summary>The patches in the guest's code.</summary>
+    ImmutableArray<PatchPlan> InForce();
 
     /// <summary>Takes what happened since the last call, in order, nothing lost.</summary>
     /// <param name="notices">Receives the notices; cleared first.</param>

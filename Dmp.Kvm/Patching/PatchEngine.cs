@@ -127,6 +127,20 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
     }
 
     /// <inheritdoc/>
+    public void Discard(PreparedPatch patch)
+    {
+        ArgumentNullException.ThrowIfNull(patch);
+        lock (sync)
+        {
+            if (PatchesOf(patch.Plan.Window).Find(other => other.Prepared == patch) is { State: PatchState.Prepared } known)
+            {
+                // Its implant stays, for arena memory does not come back: who prepares the same again finds it.
+                known.State = PatchState.Spare;
+            }
+        }
+    }
+
+    /// <inheritdoc/>
     public bool Revert(ulong window)
     {
         bool found = false;
@@ -182,6 +196,15 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
         lock (sync)
         {
             return [.. pages.Values.SelectMany(page => page).Where(patch => patch.State == PatchState.Replayed).Select(patch => patch.Plan)];
+        }
+    }
+
+    /// <inheritdoc/>
+    public ImmutableArray<PatchPlan> InForce()
+    {
+        lock (sync)
+        {
+            return [.. pages.Values.SelectMany(page => page).Where(patch => patch.State == PatchState.InForce).Select(patch => patch.Plan)];
         }
     }
 
@@ -471,6 +494,9 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
     {
         /// <summary>The implant is there; nothing leads to it.</summary>
         Prepared,
+
+        /// <summary>As prepared, but nothing is to lead to it for now.</summary>
+        Spare,
 
         /// <summary>Of an earlier run; its page did not run yet, or other bytes stand there still.</summary>
         Replayed,

@@ -65,6 +65,12 @@ internal sealed class FakePatchEngine : IPatchEngine
 
     public PreparedPatch? Prepare(PatchPlan plan, out string reason)
     {
+        if (Unpreparable.TryGetValue(plan.Window, out string? why))
+        {
+            reason = why;
+            return null;
+        }
+
         reason = "";
         return new PreparedPatch(plan, plan.Window + 0x1000, [0xe9, 0, 0, 0, 0]);
     }
@@ -101,6 +107,11 @@ internal sealed class FakePatchEngine : IPatchEngine
 
     public void Replay(IReadOnlyList<PatchPlan> plans)
     {
+        if (FailingReplay)
+        {
+            throw new InvalidOperationException("injected into the replay");
+        }
+
         foreach (PatchPlan plan in plans)
         {
             Replays.Enqueue(plan);
@@ -124,7 +135,23 @@ internal sealed class FakePatchEngine : IPatchEngine
         }
     }
 
-    public ImmutableArray<string> Verify() => [];
+    /// <summary>Patches whose bytes are not in the guest's code.</summary>
+    public ConcurrentQueue<string> Differences { get; } = new();
+
+    /// <summary>Windows of prepared patches that were given up.</summary>
+    public ConcurrentQueue<ulong> Discarded { get; } = new();
+
+    /// <summary>Whether the next replay throws.</summary>
+    public bool FailingReplay { get; set; }
+
+    /// <summary>Windows at which preparing fails, and why.</summary>
+    public ConcurrentDictionary<ulong, string> Unpreparable { get; } = new();
+
+    public void Discard(PreparedPatch patch) => Discarded.Enqueue(patch.Plan.Window);
+
+    ImmutableArray<PatchPlan> IPatchEngine.InForce() => [.. InForce.Values];
+
+    public ImmutableArray<string> Verify() => [.. Differences];
 
     public PatchDescription? Describe(PatchPlan plan) => null;
 }

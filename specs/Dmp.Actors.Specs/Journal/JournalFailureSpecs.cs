@@ -45,6 +45,7 @@ public sealed class JournalFailureSpecs : IDisposable
         await System.IO.File.WriteAllTextAsync(File, string.Concat(Enumerable.Repeat("This is a letter. ", 500)));
         byte[] before = await System.IO.File.ReadAllBytesAsync(File);
         await ExpectUnusableAsync(File, "the file is no SQLite database, or is damaged");
+        Assert.Equal([File], Directory.GetFiles(folder.Path));
         Assert.Equal(before, await System.IO.File.ReadAllBytesAsync(File));
     }
 
@@ -54,6 +55,7 @@ public sealed class JournalFailureSpecs : IDisposable
         SqliteFile.Execute(File, "CREATE TABLE letters (text)");
         byte[] before = await System.IO.File.ReadAllBytesAsync(File);
         await ExpectUnusableAsync(File, "the file is a database of another program");
+        Assert.Equal([File], Directory.GetFiles(folder.Path));
         Assert.Equal(before, await System.IO.File.ReadAllBytesAsync(File));
     }
 
@@ -163,6 +165,29 @@ public sealed class JournalFailureSpecs : IDisposable
         Assert.Empty(Assert.IsType<Completed>(await journal.CompleteAsync(known.Transaction, [0x20])).Open);
         JournalState state = await journal.StateAsync();
         Assert.Equal([PatchStatus.Applied, PatchStatus.Applied], state.Entries.Values.Select(entry => entry.Status));
+    }
+
+    [Fact(DisplayName = "A journal that comes back and fails again at once is one outage: it is said once, and that it is over when it is")]
+    public async Task Flapping()
+    {
+        await using var journal = new OpenJournal(File, settings: Journals.With("dmp.journal { first-retry = 50ms, longest-retry = 2s }"));
+        await journal.ApplyAsync(0x10);
+        await journal.NoticeAsync<BecameAvailable>();
+        SqliteFile.Execute(File, "CREATE TRIGGER away BEFORE INSERT ON dmp_patch_events BEGIN SELECT RAISE(ABORT, 'injected by the spec'); END");
+        for (int outages = 0; outages < 5; outages++)
+        {
+            // It can be opened, but not written to.
+            Assert.IsType<JournalFailed>(await journal.IntendAsync(Journals.Patch(0x20)));
+            await journal.NoticeAsync<BecameUnavailable>();
+            await journal.NoticeAsync<BecameAvailable>();
+        }
+
+        SqliteFile.Execute(File, "DROP TRIGGER away");
+        while (!(await journal.NoticeAsync<LoggedLine>()).Text.EndsWith("can be used again", StringComparison.Ordinal))
+        {
+        }
+
+        Assert.Equal(2, journal.Logged.Count);
     }
 
     [Fact(DisplayName = "An intent that was not acknowledged is aborted when the journal is back")]

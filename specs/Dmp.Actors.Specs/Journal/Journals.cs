@@ -40,6 +40,9 @@ internal sealed class TemporaryFolder : IDisposable
     public void Dispose() => Directory.Delete(Path, recursive: true);
 }
 
+/// <summary>Among the notices: a warning or an error was logged.</summary>
+internal sealed record LoggedLine(string Text);
+
 /// <summary>A journal's guardian in an actor system of its own, asked from outside as a machine's supervisor would ask
 /// it.</summary>
 internal sealed class OpenJournal : IAsyncDisposable
@@ -120,7 +123,12 @@ internal sealed class OpenJournal : IAsyncDisposable
         {
             Context.System.EventStream.Subscribe(Self, typeof(Warning));
             Context.System.EventStream.Subscribe(Self, typeof(Error));
-            Receive<LogEvent>(entry => logged.Enqueue(entry.Message.ToString()!));
+            Receive<LogEvent>(entry =>
+            {
+                string text = entry.Message.ToString()!;
+                logged.Enqueue(text);
+                notices.TryWrite(new LoggedLine(text));
+            });
             started.SetResult(Context.ActorOf(guardian, "journal"));
             ReceiveAny(notice => notices.TryWrite(notice));
         }

@@ -110,6 +110,7 @@ public sealed class PostgresSpecs
         Assert.Equal(
             [PatchStatus.Applied, PatchStatus.Applied, PatchStatus.Applied, PatchStatus.Intended],
             state.Entries.Values.Select(entry => entry.Status));
+        await journal.NoticeAsync<LoggedLine>();
         Assert.Equal(2, journal.Logged.Count);
         Assert.Contains(reason, journal.Logged.First(), StringComparison.Ordinal);
         Assert.EndsWith("can be used again", journal.Logged.Last(), StringComparison.Ordinal);

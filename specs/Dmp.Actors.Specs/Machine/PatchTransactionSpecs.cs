@@ -36,6 +36,30 @@ public sealed class PatchTransactionSpecs : TestKit
         Assert.Empty(result.Unfinished);
     }
 
+    [Fact(DisplayName = "At the end each patch in force is compared with the guest's code and with the journal, and the report has the figures")]
+    public async Task Verified()
+    {
+        await StartedAsync();
+        await HeatAsync(() => engine.InForce.ContainsKey(Site));
+        MachineResult result = await EndAsync();
+        Assert.Equal((1, 0), (result.Patches?.Verified, result.Patches?.Mismatched));
+    }
+
+    [Fact(DisplayName = "A patch whose bytes are not in the guest's code at the end, or that the journal does not have, is named in the log")]
+    public async Task Mismatched()
+    {
+        await StartedAsync();
+        await HeatAsync(() => engine.InForce.ContainsKey(Site));
+        ulong unknown = Site + 0x100;
+        engine.InForce[unknown] = FakePatchEngine.PlanOf(unknown);
+        engine.Differences.Enqueue($"0x{Site:x}: 00 instead of E9");
+        MachineResult? result = null;
+        await EventFilter.Warning(contains: $"0x{Site:x}: 00 instead of E9").ExpectOneAsync(Limit, async () =>
+            await EventFilter.Warning(contains: $"0x{unknown:x}: in force, but not in the journal").ExpectOneAsync(Limit, async () =>
+                result = await EndAsync()));
+        Assert.Equal((0, 2), (result?.Patches?.Verified, result?.Patches?.Mismatched));
+    }
+
     [Fact(DisplayName = "A user's pause during a transaction is answered, and outlasts the transaction")]
     public async Task Pause_during_a_transaction()
     {

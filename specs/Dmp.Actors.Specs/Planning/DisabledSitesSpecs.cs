@@ -125,6 +125,12 @@ public sealed class DisabledSitesSpecs : TestKit
 
         public void TakeNotices(List<PatchNotice> notices) => notices.Clear();
 
+        public void Discard(PreparedPatch patch)
+        {
+        }
+
+        public ImmutableArray<PatchPlan> InForce() => [];
+
         public ImmutableArray<string> Verify() => [];
 
         public PatchDescription? Describe(PatchPlan plan) => null;

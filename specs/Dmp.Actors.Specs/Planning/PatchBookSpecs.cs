@@ -79,7 +79,7 @@ public class PatchBookSpecs
                     applied++;
                     break;
                 case 1:
-                    book.Abort(plan, "too late");
+                    book.Abort(plan, "too late", wasIntended: true);
                     aborted++;
                     break;
                 case 2:

@@ -104,6 +104,25 @@ public sealed class PatchPlannerSpecs : TestKit
         Assert.Single((await IntendAsync()).Patches);
     }
 
+    [Fact(DisplayName = "Patches of a transaction that is given up are in nobody's way: the engine is told")]
+    public async Task Given_up()
+    {
+        await OpenAsync();
+        Heat(0x100);
+        QuiesceProtocol.Commit commit = await CommitAsync(await IntendAsync());
+        planner.Tell(new QuiesceProtocol.Aborted(commit.RequestId, commit, "vCPU 1 did not stop in time"), coordinator);
+        await CompleteAsync();
+        await SettleAsync();
+        Assert.Equal([FakePatchEngine.Base + 0x100], engine.Discarded);
+
+        Heat(0x200);
+        JournalProtocol.Intend intend = await IntendAsync();
+        planner.Tell(new JournalProtocol.JournalFailed(intend.RequestId, "the disk is full"), journal);
+        await SettleAsync();
+        Assert.Equal([FakePatchEngine.Base + 0x100, FakePatchEngine.Base + 0x200], engine.Discarded);
+        Assert.Equal(1, book.Aborted);
+    }
+
     [Fact(DisplayName = "A patch whose bytes had changed is journaled as aborted beside those that were applied")]
     public async Task Bytes_changed()
     {
@@ -191,6 +210,58 @@ public sealed class PatchPlannerSpecs : TestKit
         planner.Tell(new JournalProtocol.BecameAvailable(before), parent);
         await parent.ExpectMsgAsync<Ready>(Limit);
         Assert.Equal(FakePatchEngine.Base + 0x100, Assert.Single(engine.Replays).Window);
+    }
+
+    [Fact(DisplayName = "The guest may start also when the engine fails over the patches of earlier runs")]
+    public async Task Replay_fails()
+    {
+        engine.FailingReplay = true;
+        await EventFilter.Exception<InvalidOperationException>().ExpectOneAsync(Limit, () =>
+        {
+            planner.Tell(new JournalProtocol.BecameAvailable(JournalState.Empty), parent);
+            return Task.CompletedTask;
+        });
+        await parent.ExpectMsgAsync<Ready>(Limit);
+
+        // The successor asks for the journal's state, and does not replay again.
+        var get = await journal.ExpectMsgAsync<JournalProtocol.GetState>(Limit);
+        planner.Tell(new JournalProtocol.State(get.RequestId, JournalState.Empty), journal);
+        Heat(0x100);
+        Assert.Single((await IntendAsync()).Patches);
+    }
+
+    [Theory(DisplayName = "A patch that was taken back and cannot come again is planned anew when its site is hot")]
+    [InlineData(true)]
+    [InlineData(false)]
+    public async Task Cannot_come_back(bool isPrepared)
+    {
+        await PatchAsync(0x100);
+        planner.Tell(new SetPatching(50, false), TestActor);
+        QuiesceProtocol.Commit off = await CommitAsync();
+        planner.Tell(new QuiesceProtocol.Committed(off.RequestId, 0, [], [], off.Reverts), coordinator);
+        await ExpectMsgAsync(new PatchingSet(50, false, 1), Limit);
+
+        if (!isPrepared)
+        {
+            engine.Unpreparable[FakePatchEngine.Base + 0x100] = "it overlaps another patch";
+        }
+
+        planner.Tell(new SetPatching(51, true), TestActor);
+        if (isPrepared)
+        {
+            QuiesceProtocol.Commit on = await CommitAsync(await IntendAsync());
+            planner.Tell(
+                new QuiesceProtocol.Committed(
+                    on.RequestId, on.Transaction, [], [new QuiesceProtocol.FailedPatch(on.Patches[0].Plan, "the bytes changed")], []),
+                coordinator);
+            await CompleteAsync();
+        }
+
+        await ExpectMsgAsync(new PatchingSet(51, true, 0), Limit);
+        Assert.Empty(book.Withdrawn);
+        engine.Unpreparable.Clear();
+        Heat(0x100);
+        Assert.Equal([0x100L], (await IntendAsync()).Patches.Select(patch => patch.Offset));
     }
 
     [Fact(DisplayName = "Patching is switched off and on again; what comes back is not observed anew")]

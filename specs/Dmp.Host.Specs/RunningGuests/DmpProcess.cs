@@ -33,9 +33,16 @@ internal static class DmpProcess
     /// <summary>Runs it to its end.</summary>
     /// <param name="arguments">The command line.</param>
     /// <param name="onLine">Called with each line of the console, while dmp runs.</param>
-    public static async Task<DmpResult> RunAsync(IReadOnlyList<string> arguments, Action<Process, string>? onLine = null)
+    /// <param name="onStart">Called when it has been started.</param>
+    /// <param name="within">A command that runs it, with what it needs before dmp's own; none runs it as it is.</param>
+    public static async Task<DmpResult> RunAsync(
+        IReadOnlyList<string> arguments,
+        Action<Process, string>? onLine = null,
+        Action<Process>? onStart = null,
+        IReadOnlyList<string>? within = null)
     {
-        var start = new ProcessStartInfo("dotnet", [Path.Combine(AppContext.BaseDirectory, "Dmp.Host.dll"), .. arguments])
+        string[] command = [.. within ?? [], "dotnet", Path.Combine(AppContext.BaseDirectory, "Dmp.Host.dll"), .. arguments];
+        var start = new ProcessStartInfo(command[0], command[1..])
         {
             RedirectStandardInput = true,
             RedirectStandardOutput = true,
@@ -46,6 +53,7 @@ internal static class DmpProcess
         using Process process = Process.Start(start)!;
         try
         {
+            onStart?.Invoke(process);
             Task<string> error = process.StandardError.ReadToEndAsync();
             var output = new StringBuilder();
             Task reading = Task.Run(async () =>
@@ -74,8 +82,15 @@ internal static class DmpProcess
     /// <param name="words">What follows the console on the kernel's command line.</param>
     /// <param name="options">More options of dmp run.</param>
     /// <param name="onLine">Called with each line of the console, while dmp runs.</param>
+    /// <param name="onStart">Called when dmp has been started.</param>
+    /// <param name="within">A command that runs dmp, with what it needs before dmp's own.</param>
     public static async Task<DmpResult> BootAsync(
-        string mode, string words, IReadOnlyList<string> options, Action<Process, string>? onLine = null)
+        string mode,
+        string words,
+        IReadOnlyList<string> options,
+        Action<Process, string>? onLine = null,
+        Action<Process>? onStart = null,
+        IReadOnlyList<string>? within = null)
     {
         (string kernel, string initrd) = DemoGuest.Get();
         using var directory = new TemporaryDirectory();
@@ -87,7 +102,9 @@ internal static class DmpProcess
                 "run", "--mode", mode, "--kernel", kernel, "--initrd", initrd, "--cmdline", $"console=ttyS0 {words}", "--memory", "512M",
                 .. journal, .. options,
             ],
-            onLine);
+            onLine,
+            onStart,
+            within);
     }
 
     /// <summary>Resident memory of a process that is not guest RAM, in bytes.</summary>

@@ -267,6 +267,26 @@ public sealed class PatchEngineSpecs : IDisposable
         _ = rig.Apply(rig.PlanOf(Site + 6, 8));
     }
 
+    [Fact(DisplayName = "A prepared patch that is given up is in no other's way, and comes back with the implant it had")]
+    public void Discarded()
+    {
+        rig.Scan();
+        PatchPlan plan = rig.PlanOf(Site, 6);
+        PreparedPatch given = rig.Prepare(plan);
+        PatchPlan overlapping = rig.PlanOf(Site + 4, 8);
+        Assert.Null(rig.Engine.Prepare(overlapping, out _));
+        rig.Engine.Discard(given);
+        _ = rig.Apply(overlapping);
+        Assert.True(rig.Engine.Revert(overlapping.Window));
+
+        PreparedPatch again = rig.Prepare(plan);
+        Assert.Equal(given.Implant, again.Implant);
+        Assert.True(rig.Engine.TryApply(again, out _));
+        rig.Engine.Discard(again);
+        Assert.Equal([plan], rig.Engine.InForce().AsEnumerable());
+        Assert.Empty(rig.Engine.Verify());
+    }
+
     [Theory(DisplayName = "No two patches share a byte: neither windows nor springboards, however they are combined")]
     [InlineData(true)]
     [InlineData(false)]
