@@ -30,18 +30,39 @@ internal enum Replacement
 
 /// <summary>
 /// The frames that hold scanned kernel code, with the bytes that traps and patches replaced. One for the machine; every member takes the
-/// lock, which nobody holds while waiting for anything. Lock order: this one before the patch engine's.
+/// lock, which nobody holds while waiting for anything. Lock order: <see cref="Changes"/>, this one, the patch engine's.
 /// </summary>
+/// <remarks>
+/// A frame becomes code in two steps, so that every vCPU's virtual TLB agrees: it is claimed (<see cref="Claim"/>: nobody maps it writable
+/// any more), writable entries of before are dropped everywhere, and it is scanned and added. It stops being code in two steps as well: it
+/// is closed (<see cref="Close"/>: nobody maps it executable any more), all entries are dropped everywhere, and its bytes come back
+/// (<see cref="Remove"/>).
+/// </remarks>
 internal sealed class CodePages(GuestMemory memory)
 {
     /// <summary>HLT: the one-byte instruction that faults at CPL 3 whatever comes before or after it.</summary>
     private const byte Trap = 0xF4;
+
+    private const int NoSpill = -1;
 
     private readonly Lock sync = new();
     private readonly Dictionary<ulong, CodePage> pages = [];
     private readonly Dictionary<ulong, ulong> frames = [];
     private readonly Dictionary<ulong, byte[]> previous = [];
     private readonly CodeCopies copies = new();
+
+    private long generation;
+
+    /// <summary>
+    /// Held from the first to the last step of a change from data to code or back, also while other vCPUs leave guest code for it.
+    /// </summary>
+    internal Lock Changes { get; } = new();
+
+    /// <summary>
+    /// Changes with every change of what stands in a scanned page. A vCPU that trapped before one, and finds other bytes than those that
+    /// trapped, has to look again. Any thread.
+    /// </summary>
+    internal long Generation => Volatile.Read(ref generation);
 
     /// <summary>Asked at each scan; set before the first.</summary>
     internal IPagePatches? Patches { get; set; }
@@ -72,7 +93,7 @@ internal sealed class CodePages(GuestMemory memory)
     {
         lock (sync)
         {
-            return pages.TryGetValue(frame, out CodePage? found) && (found.Patched == 0 || found.Page == page);
+            return TryGetOpen(frame, out CodePage? found) && (found.Patched == 0 || found.Page == page);
         }
     }
 
@@ -120,6 +141,47 @@ internal sealed class CodePages(GuestMemory memory)
         }
     }
 
+    /// <summary>A frame is about to be scanned: from now on it counts as code that may not be executed yet.</summary>
+    internal void Claim(ulong frame)
+    {
+        lock (sync)
+        {
+            _ = pages.TryAdd(frame, new CodePage(page: 0, NoSpill));
+        }
+    }
+
+    /// <summary>A frame is about to be given back: from now on it may not be executed.</summary>
+    /// <returns>Whether it was code.</returns>
+    internal bool Close(ulong frame)
+    {
+        lock (sync)
+        {
+            if (!pages.TryGetValue(frame, out CodePage? page))
+            {
+                return false;
+            }
+
+            page.IsOpen = false;
+            return true;
+        }
+    }
+
+    /// <summary>Writes to a frame, unless it is code.</summary>
+    /// <returns>Whether it was written: if not, it has to be given back first.</returns>
+    internal bool TryWrite(GuestPhysicalAddress address, ReadOnlySpan<byte> source)
+    {
+        lock (sync)
+        {
+            if (pages.ContainsKey(address.Frame))
+            {
+                return false;
+            }
+
+            source.CopyTo(memory.Slice(address, source.Length));
+            return true;
+        }
+    }
+
     /// <summary>Puts traps into a frame and remembers the bytes.</summary>
     /// <param name="frame">The frame.</param>
     /// <param name="page">Virtual address that it runs at.</param>
@@ -129,14 +191,14 @@ internal sealed class CodePages(GuestMemory memory)
     {
         lock (sync)
         {
-            if (pages.ContainsKey(frame))
+            if (TryGetOpen(frame, out _))
             {
                 return;
             }
 
             Scans++;
             Span<byte> bytes = Bytes(frame);
-            CodePage added = new(page, spill);
+            CodePage added = new(page, spill) { IsOpen = true };
             foreach (int trap in traps)
             {
                 added.Replaced.Add((ushort)trap, bytes[trap]);
@@ -144,8 +206,9 @@ internal sealed class CodePages(GuestMemory memory)
                 bytes[trap] = Trap;
             }
 
-            pages.Add(frame, added);
+            pages[frame] = added;
             frames[page] = frame;
+            generation++;
             Patches?.Scanned(page);
             NoteRuns(added, bytes, 0, bytes.Length);
         }
@@ -161,22 +224,23 @@ internal sealed class CodePages(GuestMemory memory)
     {
         lock (sync)
         {
-            if (pages.ContainsKey(frame))
+            if (TryGetOpen(frame, out _))
             {
                 return;
             }
 
             Scans++;
             Span<byte> bytes = Bytes(frame);
-            CodePage added = new(page, spill: 0) { Swept = new BitArray(Paging.PageSize) };
+            CodePage added = new(page, spill: 0) { IsOpen = true, Swept = new BitArray(Paging.PageSize) };
             for (int offset = 0; offset < bytes.Length; offset++)
             {
                 added.Replaced.Add((ushort)offset, bytes[offset]);
             }
 
             bytes.Fill(Trap);
-            pages.Add(frame, added);
+            pages[frame] = added;
             frames[page] = frame;
+            generation++;
             Patches?.Scanned(page);
         }
     }
@@ -190,10 +254,12 @@ internal sealed class CodePages(GuestMemory memory)
     {
         lock (sync)
         {
-            if (!pages.TryGetValue(frame, out CodePage? page) || page.Swept is not { } swept)
+            if (!TryGetOpen(frame, out CodePage? page) || page.Swept is not { } swept)
             {
                 return false;
             }
+
+            generation++;
 
             Span<byte> bytes = Bytes(frame);
             byte[] own = bytes.ToArray();
@@ -237,7 +303,7 @@ internal sealed class CodePages(GuestMemory memory)
             }
 
             address = page.Page;
-
+            generation++;
             Restores++;
             Restore(page, Bytes(frame), 0);
             if (frames.TryGetValue(page.Page, out ulong current) && current == frame)
@@ -307,6 +373,7 @@ internal sealed class CodePages(GuestMemory memory)
                 page.Replaced[(ushort)(offset + index)] = expected[index];
             }
 
+            generation++;
             replacement.CopyTo(bytes);
             page.Patched++;
             page.Runs[offset] = expected.Length;
@@ -329,6 +396,7 @@ internal sealed class CodePages(GuestMemory memory)
                 return false;
             }
 
+            generation++;
             int offset = (int)(address & Paging.PageOffsetMask);
             for (int index = 0; index < original.Length; index++)
             {
@@ -381,7 +449,7 @@ internal sealed class CodePages(GuestMemory memory)
     {
         lock (sync)
         {
-            return pages.TryGetValue(frame, out CodePage? page) ? page.Spill : -1;
+            return TryGetOpen(frame, out CodePage? page) ? page.Spill : NoSpill;
         }
     }
 
@@ -424,11 +492,14 @@ internal sealed class CodePages(GuestMemory memory)
         }
     }
 
+    private bool TryGetOpen(ulong frame, [System.Diagnostics.CodeAnalysis.NotNullWhen(true)] out CodePage? page) =>
+        pages.TryGetValue(frame, out page) && page.IsOpen;
+
     private bool TryFind(ulong address, [System.Diagnostics.CodeAnalysis.NotNullWhen(true)] out CodePage? page, out Span<byte> bytes)
     {
         page = null;
         bytes = default;
-        if (!frames.TryGetValue(address & ~Paging.PageOffsetMask, out ulong frame) || !pages.TryGetValue(frame, out page))
+        if (!frames.TryGetValue(address & ~Paging.PageOffsetMask, out ulong frame) || !TryGetOpen(frame, out page))
         {
             return false;
         }
@@ -478,6 +549,9 @@ internal sealed class CodePages(GuestMemory memory)
         internal readonly ulong Page = page;
         internal readonly int Spill = spill;
         internal int Patched;
+
+        /// <summary>Scanned, and not about to be given back.</summary>
+        internal bool IsOpen;
 
         /// <summary>In a page of slots, the bytes that are known to be code; null in any other.</summary>
         internal BitArray? Swept;

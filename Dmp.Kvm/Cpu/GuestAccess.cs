@@ -70,12 +70,10 @@ internal sealed class GuestAccess(GuestMemory memory, CodePages code, CpuState s
 
             if (memory.Contains(translation.Address, (ulong)length))
             {
-                if (code.Contains(translation.Address.Frame))
+                while (!code.TryWrite(translation.Address, source[..length]))
                 {
                     releaseCode(translation.Address.Frame);
                 }
-
-                source[..length].CopyTo(memory.Slice(translation.Address, length));
             }
 
             source = source[length..];

@@ -90,6 +90,12 @@ internal sealed class ReturnInstructions(EmulationContext context)
     private Outcome InterruptReturn()
     {
         ref KvmRegs regs = ref context.Vcpu.Regs;
+        if ((regs.Rflags & (ulong)Rflags.NestedTask) != 0)
+        {
+            // There is no task to return to in long mode (AMD APM vol. 3, IRET).
+            return context.Raise(GuestFault.GeneralProtection);
+        }
+
         Span<ulong> frame = stackalloc ulong[5];
         if (!context.Access.TryRead(regs.Rsp, MemoryMarshal.AsBytes(frame), PageAccess.Read))
         {

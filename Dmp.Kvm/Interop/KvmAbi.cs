@@ -26,6 +26,7 @@ internal enum KvmRequest : uint
     SetDebugRegs = 0x4080_AEA2,
     GetTscKhz = 0xAEA3,
     SetXcrs = 0x4188_AEA7,
+    SetDeviceAttribute = 0x4018_AEE1,
 }
 
 /// <summary>KVM_CAP_* numbers that Dmp asks for.</summary>
@@ -94,6 +95,13 @@ internal unsafe struct KvmSregs
     internal KvmDescriptorTable Gdt, Idt;
     internal ulong Cr0, Cr2, Cr3, Cr4, Cr8, Efer, ApicBase;
     internal fixed ulong InterruptBitmap[4];
+}
+
+/// <summary>struct kvm_device_attr.</summary>
+internal struct KvmDeviceAttribute
+{
+    internal uint Flags, Group;
+    internal ulong Attribute, Address;
 }
 
 /// <summary>struct kvm_run: the fields that Dmp uses.</summary>

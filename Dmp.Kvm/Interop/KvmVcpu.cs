@@ -16,6 +16,9 @@ internal sealed unsafe class KvmVcpu : ICpuRegisters, IDisposable
     private readonly int mappingSize;
     private readonly KvmRun* run;
 
+    // Segment and control registers as KVM has them, so that they are handed over only when they were changed.
+    private KvmSregs known;
+
     internal KvmVcpu(int descriptor, int mappingSize)
     {
         this.descriptor = descriptor;
@@ -50,16 +53,37 @@ internal sealed unsafe class KvmVcpu : ICpuRegisters, IDisposable
     /// <returns>The reason, or <see cref="KvmExitReason.Interrupted"/> for EINTR and EAGAIN.</returns>
     internal KvmExitReason Run(bool loadRegisters)
     {
-        run->DirtyRegs = loadRegisters ? KvmRun.SyncRegs | KvmRun.SyncSregs : 0;
-        if (Libc.Ioctl(descriptor, (nuint)KvmRequest.Run, 0) >= 0)
+        run->DirtyRegs = loadRegisters ? KvmRun.SyncRegs | (SregsChanged() ? KvmRun.SyncSregs : 0) : 0;
+        bool done = Libc.Ioctl(descriptor, (nuint)KvmRequest.Run, 0) >= 0;
+        int errno = done ? 0 : Marshal.GetLastPInvokeError();
+        known = run->Sregs;
+        if (done)
         {
             return run->ExitReason;
         }
 
-        int errno = Marshal.GetLastPInvokeError();
         return errno is Libc.Eintr or Libc.Eagain
             ? KvmExitReason.Interrupted
             : throw new KvmException("KVM_RUN", errno, "The host's KVM refused to run the vCPU; see the host's kernel log.");
+    }
+
+    private bool SregsChanged() =>
+        !MemoryMarshal.AsBytes(new ReadOnlySpan<KvmSregs>(in known)).SequenceEqual(
+            MemoryMarshal.AsBytes(new ReadOnlySpan<KvmSregs>(in run->Sregs)));
+
+    /// <summary>
+    /// Makes the guest's TSC read what the host's does, where KVM can (KVM_VCPU_TSC_OFFSET, Documentation/virt/kvm/devices/vcpu.rst): then
+    /// it is the same on all vCPUs of all VMs.
+    /// </summary>
+    internal void UseHostTsc()
+    {
+        const uint TscControl = 0;
+        const ulong TscOffset = 0;
+        ulong offset = 0;
+        KvmDeviceAttribute attribute = new() { Group = TscControl, Attribute = TscOffset, Address = (ulong)&offset };
+
+        // A KVM that cannot has no offset (one that runs guests as processes), or an old one: the probe measures what comes of it.
+        _ = Libc.Ioctl(descriptor, (nuint)KvmRequest.SetDeviceAttribute, &attribute);
     }
 
     /// <summary>Sets the signals that stay blocked inside KVM_RUN.</summary>

@@ -43,6 +43,8 @@ internal sealed class MemoryFaults
     private readonly CpuState state;
     private readonly VirtualTlb tlb;
     private readonly GuestAccess access;
+    private readonly TlbShootdown shootdown;
+    private readonly int vcpu;
     private readonly CodeScanner scanner = new();
     private readonly List<int> traps = [];
     private readonly byte[] window = new byte[LeadIn + Paging.PageSize + LeadOut];
@@ -50,8 +52,11 @@ internal sealed class MemoryFaults
     private bool guestWasStepping;
     private ulong temporaryPage;
 
-    internal MemoryFaults(GuestMemory memory, CodePages code, CpuState state, VirtualTlb tlb, GuestAccess access)
+    internal MemoryFaults(
+        GuestMemory memory, CodePages code, CpuState state, VirtualTlb tlb, GuestAccess access, TlbShootdown shootdown, int vcpu)
     {
+        this.shootdown = shootdown;
+        this.vcpu = vcpu;
         this.memory = memory;
         this.code = code;
         this.state = state;
@@ -116,12 +121,18 @@ internal sealed class MemoryFaults
     /// <summary>A scanned frame is about to be written: its bytes come back, and it may not be executed until it is scanned again.</summary>
     internal void Release(ulong frame)
     {
-        if (!code.Remove(frame, out ulong page))
+        ulong page;
+        lock (code.Changes)
         {
-            return;
-        }
+            if (!code.Close(frame))
+            {
+                return;
+            }
 
-        tlb.DropFrame(frame);
+            shootdown.Shoot(frame, vcpu, writableOnly: false);
+            tlb.DropFrame(frame);
+            _ = code.Remove(frame, out page);
+        }
 
         // Code is patched by code that reads it before and after.
         TryPrefill(page, kernelCode: true);
@@ -175,6 +186,7 @@ internal sealed class MemoryFaults
         ulong address, MachineAddress machine, in Translation translation, PageAccess wanted, bool kernelCode)
     {
         ulong frame = translation.Address.Frame;
+        shootdown.NoteUse(frame, vcpu, translation.Level > 1);
         bool isCode = code.Contains(frame);
         bool mayRun = isCode && code.MayExecute(frame, address & ~Paging.PageOffsetMask);
         bool stepped = frame == steppedFrame;
@@ -246,6 +258,7 @@ internal sealed class MemoryFaults
             return;
         }
 
+        shootdown.NoteUse(translation.Address.Frame, vcpu, translation.Level > 1);
         bool isCode = code.Contains(translation.Address.Frame);
         bool mayRun = kernelCode ? isCode && code.MayExecute(translation.Address.Frame, page) : !isCode;
         tlb.Fill(
@@ -274,22 +287,34 @@ internal sealed class MemoryFaults
     private void Scan(ulong address, ulong rip, ulong frame)
     {
         ulong page = address & ~Paging.PageOffsetMask;
-        if (code.Contains(frame))
+        lock (code.Changes)
         {
-            if (code.MayExecute(frame, page))
+            if (code.Contains(frame))
             {
-                return;
+                if (code.MayExecute(frame, page))
+                {
+                    return;
+                }
+
+                Release(frame);
             }
 
-            Release(frame);
-        }
+            if (code.TryFindFrame(page, out ulong old))
+            {
+                // The guest runs other code at this address now.
+                Release(old);
+            }
 
-        if (code.TryFindFrame(page, out ulong old))
-        {
-            // The guest runs other code at this address now.
-            Release(old);
+            // What is swept must be what runs: no vCPU writes to the frame from here on.
+            code.Claim(frame);
+            shootdown.Shoot(frame, vcpu, writableOnly: true);
+            tlb.DropWritable(frame);
+            Sweep(address, rip, frame, page);
         }
+    }
 
+    private void Sweep(ulong address, ulong rip, ulong frame, ulong page)
+    {
         ReadOnlySpan<byte> before = code.Prepare(frame);
         int lead = access.Fetch(page - LeadIn, window.AsSpan(0, LeadIn), out _) == LeadIn ? LeadIn : 0;
         int read = access.Fetch(page, window.AsSpan(lead, Paging.PageSize + LeadOut), out _);
@@ -297,7 +322,6 @@ internal sealed class MemoryFaults
         {
             code.AddCovered(frame, page);
             _ = TryReveal(rip);
-            tlb.DropWritable(frame);
             return;
         }
 
@@ -315,6 +339,5 @@ internal sealed class MemoryFaults
             traps,
             before);
         code.Add(frame, page, traps, tail);
-        tlb.DropWritable(frame);
     }
 }

@@ -9,7 +9,11 @@ namespace Dmp.Kvm.Machine;
 internal sealed class RealRegisters
 {
     private readonly KvmVcpu kvm;
+    private readonly MappedMemory? monitor;
+    private readonly ulong frame;
+    private readonly ulong frameAddress;
     private readonly Cr4 umip;
+    private KvmRegs guest;
 
     // Where KVM does not know FSGSBASE, the instructions work at CPL 3 or are emulated.
     private readonly Cr4 mirroredCr4 = Cr4.TimeStampDisable;
@@ -30,9 +34,17 @@ internal sealed class RealRegisters
     /// <param name="kvm">The vCPU.</param>
     /// <param name="vcpu">Its index.</param>
     /// <param name="supported">What KVM supports: it refuses CR4 bits whose feature it does not know.</param>
-    internal RealRegisters(KvmVcpu kvm, int vcpu, ReadOnlySpan<KvmCpuidEntry> supported)
+    /// <param name="monitor">
+    /// The monitor region, to enter guest code by the monitor's stub; null to have KVM begin in guest code. An exit leaves the vCPU in the
+    /// monitor. From there KVM takes a new CR3 as a reason to build its own tables anew, which costs much on a KVM with EPT or NPT; on one
+    /// that emulates CPL 0, the stub costs more.
+    /// </param>
+    internal RealRegisters(KvmVcpu kvm, int vcpu, ReadOnlySpan<KvmCpuidEntry> supported, MappedMemory? monitor)
     {
         this.kvm = kvm;
+        this.monitor = monitor;
+        frame = MachineLayout.VcpuBlock(vcpu) + MachineLayout.EntryFrameOffset;
+        frameAddress = MachineLayout.MonitorBase + frame;
         foreach (KvmCpuidEntry entry in supported)
         {
             if (entry.Function == StructuredFeatures && entry.Index == 0)
@@ -63,11 +75,6 @@ internal sealed class RealRegisters
         ref KvmSregs sregs = ref kvm.Sregs;
         ref KvmRegs regs = ref kvm.Regs;
         bool compatibility = state.UserMode && state.CodeSelector == MonitorSegments.CompatibilityCodeSelector;
-        sregs.Cs = compatibility
-            ? MonitorSegments.CompatibilityCode()
-            : MonitorSegments.Code(MonitorSegments.UserCodeSelector, 3);
-        sregs.Ss = MonitorSegments.Data(MonitorSegments.UserDataSelector, 3);
-        sregs.Cr3 = root;
         Cr0 mirrored = (Cr0)state.Cr0 & (Cr0.TaskSwitched | Cr0.Emulation | Cr0.MonitorCoprocessor);
 
         // Alignment checks apply to CPL 3 only: to the guest's user code, never to its kernel. A kernel without AC needs no difference.
@@ -78,17 +85,85 @@ internal sealed class RealRegisters
         sregs.Cr4 = (ulong)(FixedCr4 | umip | (state.Cr4 & timestamp));
         regs.Rflags = (regs.Rflags & (ulong)Allowed) | (ulong)(Rflags.AlwaysOne | Rflags.Interrupt)
             | (stepping ? (ulong)Rflags.Trap : 0);
+
+        // Before the first exit the vCPU has no root to be in the monitor with; and IRETQ refuses an address that KVM would take.
+        if (monitor is not null && sregs.Cr3 != 0 && Paging.IsCanonical(regs.Rip))
+        {
+            LoadForEntryStub(compatibility, root);
+            return;
+        }
+
+        sregs.Cs = compatibility
+            ? MonitorSegments.CompatibilityCode()
+            : MonitorSegments.Code(MonitorSegments.UserCodeSelector, 3);
+        sregs.Ss = MonitorSegments.Data(MonitorSegments.UserDataSelector, 3);
+        sregs.Cr3 = root;
+    }
+
+    /// <summary>
+    /// After a kick: if it came before the entry stub's first instruction, the registers are the guest's again, as they were before
+    /// <see cref="Load"/>.
+    /// </summary>
+    /// <returns>Whether the guest was not entered.</returns>
+    internal bool TryTakeBack()
+    {
+        if (monitor is null || kvm.Regs.Rip is not (MonitorImage.EntryStub or MonitorImage.EntryStubSameRoot))
+        {
+            return false;
+        }
+
+        kvm.Regs = guest;
+        return true;
+    }
+
+    private void LoadForEntryStub(bool compatibility, ulong root)
+    {
+        const int Root = 0;
+        const int Accumulator = 1;
+        const int ReturnFrame = 2;
+        ref KvmRegs regs = ref kvm.Regs;
+        guest = regs;
+        Word(Root) = root;
+        Word(Accumulator) = regs.Rax;
+        Word(ReturnFrame) = regs.Rip;
+        Word(ReturnFrame + 1) = compatibility ? MonitorSegments.CompatibilityCodeSelector : MonitorSegments.UserCodeSelector;
+        Word(ReturnFrame + 2) = regs.Rflags;
+        Word(ReturnFrame + 3) = regs.Rsp;
+        Word(ReturnFrame + 4) = MonitorSegments.UserDataSelector;
+        bool sameRoot = kvm.Sregs.Cr3 == root;
+        regs.Rip = sameRoot ? MonitorImage.EntryStubSameRoot : MonitorImage.EntryStub;
+        regs.Rsp = frameAddress + (ulong)((sameRoot ? Accumulator : Root) * sizeof(ulong));
+        regs.Rflags = (ulong)Rflags.AlwaysOne;
+        EnterMonitor();
+    }
+
+    private ref ulong Word(int index) => ref monitor!.Word(frame + (ulong)(index * sizeof(ulong)));
+
+    /// <summary>CPL 0, if the vCPU is not there already.</summary>
+    private void EnterMonitor()
+    {
+        const int PrivilegeMask = 3;
+        ref KvmSregs sregs = ref kvm.Sregs;
+        if ((sregs.Cs.Selector & PrivilegeMask) != 0 || sregs.Cr3 == 0)
+        {
+            sregs.Cs = MonitorSegments.Code(MonitorSegments.MonitorCodeSelector, 0);
+            sregs.Ss = MonitorSegments.Data(CpuState.NullSelector, 0);
+        }
     }
 
     /// <summary>Sets the registers for monitor code.</summary>
     internal void LoadForMonitor(ulong rip, ulong root, ulong stack)
     {
         ref KvmSregs sregs = ref kvm.Sregs;
-        sregs.Cs = MonitorSegments.Code(MonitorSegments.MonitorCodeSelector, 0);
-        sregs.Ss = MonitorSegments.Data(CpuState.NullSelector, 0);
-        sregs.Cr3 = root;
-        sregs.Cr0 = (ulong)FixedCr0;
-        sregs.Cr4 = (ulong)(FixedCr4 | umip);
+        EnterMonitor();
+        if (sregs.Cr3 == 0)
+        {
+            // Any root will do afterwards: all of them map the monitor.
+            sregs.Cr3 = root;
+            sregs.Cr0 = (ulong)FixedCr0;
+            sregs.Cr4 = (ulong)(FixedCr4 | umip);
+        }
+
         kvm.Regs.Rip = rip;
         kvm.Regs.Rsp = stack;
         kvm.Regs.Rflags = (ulong)Rflags.AlwaysOne;

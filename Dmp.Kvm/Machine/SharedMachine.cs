@@ -30,12 +30,17 @@ internal sealed record SharedMachine
 
     internal required MachineControl Control { get; init; }
 
+    internal required TlbShootdown Shootdown { get; init; }
+
     internal required ParavirtualClock ParavirtualClock { get; init; }
 
     internal required UnownedMsrs UnownedMsrs { get; init; }
 
     /// <summary>Whether each vCPU compares its TLB with the guest's tables from time to time.</summary>
     internal required bool Audit { get; init; }
+
+    /// <summary>Whether CPL 0 code runs natively, so that guest code is entered through the monitor.</summary>
+    internal required bool MonitorIsNative { get; init; }
 
     /// <summary>Whether the hardware walks the shadow tables itself, so that changes need a TLB flush.</summary>
     internal required bool HardwareWalksTables { get; init; }

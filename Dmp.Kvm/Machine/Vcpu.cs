@@ -65,6 +65,9 @@ internal sealed class Vcpu : IVcpu, IDisposable
     private ulong samePlaceRip;
     private ulong breakpointGuessRip;
 
+    // What the code was like when the guest was entered.
+    private long enteredGeneration;
+
     internal Vcpu(SharedMachine machine, KvmVm vm, int index)
     {
         this.machine = machine;
@@ -72,6 +75,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
         chipset = machine.Chipset;
         kvm = vm.CreateVcpu(index);
         kvm.SetCpuid(machine.SupportedCpuid);
+        kvm.UseHostTsc();
         ShadowProgram shadow = new(machine.Monitor, index, machine.HardwareWalksTables, RunMonitorCode);
         state = new CpuState(new VcpuPage(machine.Monitor, index));
         implants = machine.Patches?.Map;
@@ -87,8 +91,8 @@ internal sealed class Vcpu : IVcpu, IDisposable
         access = new GuestAccess(machine.Memory, machine.Code, state, ReleaseCode);
         events = new EventDelivery(kvm, state, access);
         fetcher = new InstructionFetcher(access);
-        faults = new MemoryFaults(machine.Memory, machine.Code, state, tlb, access);
-        audit = machine.Audit ? new TlbAudit(machine.Memory, machine.Code, state, tlb) : null;
+        faults = new MemoryFaults(machine.Memory, machine.Code, state, tlb, access, machine.Shootdown, index);
+        audit = machine.Audit ? new TlbAudit(machine.Memory, machine.Code, state, tlb, machine.Clock, chipset.LocalApics.Count == 1) : null;
         context = new EmulationContext
         {
             Index = index,
@@ -107,7 +111,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
         emulator = new SensitiveInstructions(context);
         mmio = new MmioInstructions(context);
         frameOffset = MachineLayout.VcpuBlock(index) + MachineLayout.StackTopOffset - (ExceptionFrameWords * sizeof(ulong));
-        real = new RealRegisters(kvm, index, machine.SupportedCpuid);
+        real = new RealRegisters(kvm, index, machine.SupportedCpuid, machine.MonitorIsNative ? machine.Monitor : null);
     }
 
     /// <inheritdoc/>
@@ -160,6 +164,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
         }
         finally
         {
+            machine.Shootdown.Leave(Index);
             Volatile.Write(ref signal, null);
         }
     }
@@ -226,9 +231,24 @@ internal sealed class Vcpu : IVcpu, IDisposable
             endOfInterrupt.BeforeEntry();
         }
 
+        while (!midGuest && !machine.Shootdown.TryEnter(Index))
+        {
+            machine.Shootdown.Serve(Index, tlb);
+        }
+
+        if (!midGuest)
+        {
+            enteredGeneration = machine.Code.Generation;
+        }
+
         long before = Stopwatch.GetTimestamp();
         KvmExitReason reason = kvm.Run(loadRegisters: !midGuest);
         long after = Stopwatch.GetTimestamp();
+        if (reason != KvmExitReason.Interrupted)
+        {
+            machine.Shootdown.Leave(Index);
+        }
+
         endOfInterrupt.AfterExit();
         Exits.AddTime(before - leftGuest, after - before);
         leftGuest = after;
@@ -446,6 +466,13 @@ internal sealed class Vcpu : IVcpu, IDisposable
         // Counted before it runs: RIP is still the site, and an exception thrown on the way has its site on record.
         ulong site = regs.Rip;
         Outcome outcome = state.UserMode ? emulator.ExecuteForUser(instruction) : emulator.Execute(instruction);
+        if (outcome == Outcome.NotSensitive && machine.Code.Generation != enteredGeneration)
+        {
+            // Another vCPU has changed code since: what trapped may not stand here any more.
+            Exits.Count(ExitKind.CodeScan, site);
+            return CheckProgress(site);
+        }
+
         if (outcome == Outcome.NotSensitive && isTrap && faults.TryReveal(site))
         {
             Exits.Count(ExitKind.CodeScan, site);
@@ -671,6 +698,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
             return null;
         }
 
+        machine.Shootdown.Leave(Index);
         RunTimers();
         return null;
     }
@@ -682,18 +710,19 @@ internal sealed class Vcpu : IVcpu, IDisposable
     private bool IsAtSafePoint()
     {
         const int PrivilegeMask = 3;
-        if ((kvm.Sregs.Cs.Selector & PrivilegeMask) == 0 || kvm.HasPendingException())
+        bool entered = !real.TryTakeBack();
+        if (entered && ((kvm.Sregs.Cs.Selector & PrivilegeMask) == 0 || kvm.HasPendingException()))
         {
             return false;
         }
 
         ulong rip = kvm.Regs.Rip;
-        if (rip == MonitorImage.SyscallEntry)
+        if (entered && rip == MonitorImage.SyscallEntry)
         {
             return false;
         }
 
-        if (CodeByte(rip - 1) == BreakpointOpcode && breakpointGuessRip != rip)
+        if (entered && CodeByte(rip - 1) == BreakpointOpcode && breakpointGuessRip != rip)
         {
             // The byte may be padding in front of a function: seen twice in a row at the same RIP, it was no #BP.
             breakpointGuessRip = rip;
@@ -708,7 +737,11 @@ internal sealed class Vcpu : IVcpu, IDisposable
         }
 
         breakpointGuessRip = 0;
-        NoteUserSelectors(kvm.Sregs.Cs.Selector, kvm.Sregs.Ss.Selector);
+        if (entered)
+        {
+            NoteUserSelectors(kvm.Sregs.Cs.Selector, kvm.Sregs.Ss.Selector);
+        }
+
         return true;
     }
 

@@ -167,11 +167,6 @@ public sealed class VirtualMachine : IMachine, IMachineFacts
             throw new UnusableInputException($"--cpus {configuration.Cpus}: a machine has 1 to {MachineLayout.MaximumVcpus} CPUs.");
         }
 
-        if (configuration.Cpus > 1)
-        {
-            throw new UnusableInputException($"--cpus {configuration.Cpus}: this version runs one CPU; use --cpus 1.");
-        }
-
         const ulong Smallest = 16UL << 20;
         if (configuration.MemoryBytes is < Smallest or > MachineLayout.MaximumRam
             || configuration.MemoryBytes % Paging.LargePageSize != 0)
@@ -224,9 +219,11 @@ public sealed class VirtualMachine : IMachine, IMachineFacts
             Chipset = new Chipset(
                 configuration.Cpus, clock, control, console, configuration.MemoryBytes, configuration.DebugExitPort),
             Control = control,
+            Shootdown = new TlbShootdown(configuration.Cpus, memory.FrameLimit, control.Kick),
             ParavirtualClock = new ParavirtualClock(memory, clock),
             UnownedMsrs = new UnownedMsrs(),
             Audit = configuration.Audit,
+            MonitorIsNative = !substrate.MonitorEmulated,
             HardwareWalksTables = substrate.HostRemovalsSeen,
         };
     }

@@ -87,6 +87,9 @@ internal static class MachineLayout
     /// <summary>Offset of the page at <see cref="DevicePageAddress"/>.</summary>
     internal const ulong DevicePageOffset = 0x7000;
 
+    /// <summary>Offset of the code that enters guest code, where CPL 0 is native.</summary>
+    internal const ulong EntryStubOffset = 0x8000;
+
     /// <summary>Offset of the first vCPU's block.</summary>
     internal const ulong VcpuBlocksOffset = 0x1_0000;
 
@@ -98,6 +101,9 @@ internal static class MachineLayout
 
     /// <summary>Within a vCPU's block: the end of its exception stack (it grows down from here).</summary>
     internal const ulong StackTopOffset = 0x4000;
+
+    /// <summary>Within a vCPU's block: what its entry stub pops; what it may push in doing so lies below.</summary>
+    internal const ulong EntryFrameOffset = 0x1000;
 
     /// <summary>Within a vCPU's block: page directory of <see cref="ExposedBase"/>.</summary>
     internal const ulong ExposedPdOffset = 0x4000;

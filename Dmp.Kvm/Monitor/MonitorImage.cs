@@ -31,6 +31,14 @@ internal static class MonitorImage
     /// <summary>Virtual address of the SYSCALL entry: the real LSTAR.</summary>
     internal const ulong SyscallEntry = MachineLayout.MonitorBase + MachineLayout.SyscallEntryOffset;
 
+    /// <summary>
+    /// Virtual address of the code that enters guest code from CPL 0: it pops CR3, RAX and the frame of an IRETQ.
+    /// </summary>
+    internal const ulong EntryStub = MachineLayout.MonitorBase + MachineLayout.EntryStubOffset;
+
+    /// <summary>As <see cref="EntryStub"/>, but leaves CR3 alone and pops RAX first.</summary>
+    internal const ulong EntryStubSameRoot = EntryStub + StubSize;
+
     /// <summary>The PML4 entry that maps the monitor, for slot <see cref="Pml4Slot"/> of every root.</summary>
     internal const ulong Pml4Entry = (MachineLayout.MonitorMachineBase + MachineLayout.MonitorPdptOffset) | TableEntry;
 
@@ -108,6 +116,21 @@ internal static class MonitorImage
 
         WriteExit(region, MachineLayout.SyscallEntryOffset, MachineLayout.SyscallPort);
         WriteBreakpointStub(region);
+        WriteEntryStubs(region);
+    }
+
+    private static void WriteEntryStubs(MappedMemory region)
+    {
+        Assembler other = new(64);
+        other.pop(rax);
+        other.mov(cr3, rax);
+        other.pop(rax);
+        other.iretq();
+        WriteCode(region, MachineLayout.EntryStubOffset, other, StubSize);
+        Assembler same = new(64);
+        same.pop(rax);
+        same.iretq();
+        WriteCode(region, MachineLayout.EntryStubOffset + StubSize, same, StubSize);
     }
 
     /// <summary>

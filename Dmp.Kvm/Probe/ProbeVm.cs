@@ -39,7 +39,9 @@ internal sealed class ProbeVm : IDisposable
     private readonly MappedMemory memory;
     private readonly MappedMemory monitor;
     private readonly RealRegisters registers;
-    private readonly CpuState state = new() { Cpl = 3 };
+
+    // As a guest that uses FSGSBASE: where KVM knows the feature, the real CR4 follows.
+    private readonly CpuState state = new() { Cpl = 3, Cr4 = Cr4.PhysicalAddressExtension | Cr4.FsGsBase };
 
     internal ProbeVm(KvmSystem kvm)
     {
@@ -52,12 +54,13 @@ internal sealed class ProbeVm : IDisposable
         vcpu = vm.CreateVcpu(0);
         cpuid = kvm.SupportedCpuid();
         vcpu.SetCpuid(cpuid);
+        vcpu.UseHostTsc();
         Table(RootTable, 0) = TableAddress(PointerTable) | (ulong)Everything;
         Table(RootTable, MonitorImage.Pml4Slot) = MonitorImage.Pml4Entry;
         Table(PointerTable, 0) = TableAddress(DirectoryTable) | (ulong)Everything;
         Table(DirectoryTable, 0) = (ulong)(Everything | PageEntry.Large | PageEntry.Dirty);
         Table(DirectoryTable, 1) = TableAddress(SmallTable) | (ulong)Everything;
-        registers = new RealRegisters(vcpu, 0, cpuid);
+        registers = new RealRegisters(vcpu, 0, cpuid, monitor: null);
     }
 
     /// <summary>The vCPU, for its registers.</summary>

@@ -360,7 +360,7 @@ internal sealed class PatchRig : IDisposable
         State.TaskBase = Tss;
         State.TaskLimit = 0x67;
         State.Efer |= Efer.SystemCall;
-        State.Cr4 |= Cr4.Pcid | Cr4.PageGlobal;
+        State.Cr4 |= Cr4.Pcid | Cr4.PageGlobal | Cr4.FsGsBase;
         Word(Tss + InterruptStackTable) = ExceptionStack;
         MemoryMarshal.Write(Bytes(Tss + Rsp0, sizeof(ulong)), Stack + 0x800);
         for (int vector = 0; vector < 256; vector++)

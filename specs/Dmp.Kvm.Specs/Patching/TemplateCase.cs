@@ -117,8 +117,9 @@ internal sealed class TemplateCase
 
     private static void PutFrameOnStack(GuestState state, Random random)
     {
-        // A processor that single-steps an IRETQ traps behind it; the emulated one and the gate do not.
-        state.Flags &= ~(ulong)Rflags.Trap;
+        // A processor that single-steps an IRETQ traps behind it; the emulated one and the gate do not. With NT set IRETQ faults, which
+        // an implant finds out only after it has changed the frame; no kernel runs with it, for every entry clears it.
+        state.Flags &= ~(ulong)(Rflags.Trap | Rflags.NestedTask);
         state.Pending = random.Next(3) == 0;
         bool user = random.Next(3) == 0;
         ulong rip = Often(random, user ? PatchRig.User : Landing, NonCanonical, PatchRig.Code - 0x1000, user ? Landing : PatchRig.User);
