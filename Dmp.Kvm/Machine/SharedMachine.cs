@@ -39,6 +39,12 @@ internal sealed record SharedMachine
     /// <summary>Whether each vCPU compares its TLB with the guest's tables from time to time.</summary>
     internal required bool Audit { get; init; }
 
+    /// <summary>
+    /// How long a vCPU that a kick found in the middle of something runs on before it is kicked again. Longer than an entry takes, or it
+    /// would never come on.
+    /// </summary>
+    internal required long KickRetryNanoseconds { get; init; }
+
     /// <summary>Whether CPL 0 code runs natively, so that guest code is entered through the monitor.</summary>
     internal required bool MonitorIsNative { get; init; }
 

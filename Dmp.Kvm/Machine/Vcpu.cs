@@ -20,7 +20,6 @@ namespace Dmp.Kvm.Machine;
 internal sealed class Vcpu : IVcpu, IDisposable
 {
     private const int ExceptionFrameWords = 5;
-    private const long KickRetryNanoseconds = 50_000;
     private const long LongestHaltNanoseconds = 1_000_000_000;
     private const int NoProgressLimit = 4096;
     private const byte BreakpointOpcode = 0xCC;
@@ -189,7 +188,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
                 // Nothing may happen to the guest here. It is over in a moment.
                 if (Volatile.Read(ref pauseRequested) != 0 || chipset.InterruptPending(Index))
                 {
-                    KickAt(machine.Clock.Nanoseconds + KickRetryNanoseconds);
+                    KickAt(machine.Clock.Nanoseconds + machine.KickRetryNanoseconds);
                 }
 
                 LoadRealRegisters();
@@ -616,7 +615,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
             interruptShadow = false;
             if (chipset.InterruptPending(Index))
             {
-                KickAt(machine.Clock.Nanoseconds + KickRetryNanoseconds);
+                KickAt(machine.Clock.Nanoseconds + machine.KickRetryNanoseconds);
             }
 
             return true;
@@ -688,12 +687,13 @@ internal sealed class Vcpu : IVcpu, IDisposable
     private VcpuStop? Interrupted()
     {
         signal!.Consume();
+        bool safe = IsAtSafePoint();
         Exits.Count(ExitKind.Kick, kvm.Regs.Rip);
-        if (!IsAtSafePoint())
+        if (!safe)
         {
             // An exception is on its way into the monitor: go on exactly as it is, and look again very soon.
             midGuest = true;
-            signal.SendAt(machine.Clock.Nanoseconds + KickRetryNanoseconds);
+            signal.SendAt(machine.Clock.Nanoseconds + machine.KickRetryNanoseconds);
             chipset.RunDue(Index, machine.Clock.Nanoseconds);
             return null;
         }

@@ -16,6 +16,8 @@ namespace Dmp.Kvm.Machine;
 /// <summary>A machine on KVM, loaded with a kernel and ready to run.</summary>
 public sealed class VirtualMachine : IMachine, IMachineFacts
 {
+    private const double ShortestKickRetry = 50_000;
+
     private readonly List<IDisposable> owned = [];
     private readonly SharedMachine shared;
     private readonly Vcpu[] vcpus;
@@ -223,6 +225,7 @@ public sealed class VirtualMachine : IMachine, IMachineFacts
             ParavirtualClock = new ParavirtualClock(memory, clock),
             UnownedMsrs = new UnownedMsrs(),
             Audit = configuration.Audit,
+            KickRetryNanoseconds = (long)Math.Max(ShortestKickRetry, 2 * 1000 * substrate.ExitMicroseconds),
             MonitorIsNative = !substrate.MonitorEmulated,
             HardwareWalksTables = substrate.HostRemovalsSeen,
         };
