@@ -90,6 +90,9 @@ internal sealed class ReturnInstructions(EmulationContext context)
     private Outcome InterruptReturn()
     {
         ref KvmRegs regs = ref context.Vcpu.Regs;
+
+        // Also when it faults (Intel SDM vol. 3, 6.7.1).
+        State.NmiBlocked = false;
         Span<ulong> frame = stackalloc ulong[5];
         if (!context.Access.TryRead(regs.Rsp, MemoryMarshal.AsBytes(frame), PageAccess.Read))
         {

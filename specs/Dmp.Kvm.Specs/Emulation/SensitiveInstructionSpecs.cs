@@ -57,6 +57,22 @@ public sealed class SensitiveInstructionSpecs : IDisposable
         Assert.Equal(0x41UL, cpu.Registers.Regs.Rflags & 0x41);
     }
 
+    [Fact(DisplayName = "IRET ends the time in which NMIs are held back, also one that faults; no other return does")]
+    public void NmiEnd()
+    {
+        cpu.State.NmiBlocked = true;
+        cpu.Push(0x10, EmulatedCpu.KernelCode);
+        Assert.Equal(Outcome.Jumped, cpu.Execute(0x48, 0xCB));
+        Assert.True(cpu.State.NmiBlocked);
+        cpu.Push(0x18, EmulatedCpu.KernelStack, 2, 0x10, EmulatedCpu.KernelCode);
+        Assert.Equal(Outcome.Jumped, cpu.Execute(0x48, 0xCF));
+        Assert.False(cpu.State.NmiBlocked);
+        cpu.State.NmiBlocked = true;
+        cpu.Push(0x18, EmulatedCpu.KernelStack, 2, 0, EmulatedCpu.KernelCode);
+        Assert.Equal(Outcome.Fault, cpu.Execute(0x48, 0xCF));
+        Assert.False(cpu.State.NmiBlocked);
+    }
+
     [Theory(DisplayName = "IRET with a bad frame is #GP with the selector, at the IRET")]
     [InlineData(0x00, 0x2B, 0)]
     [InlineData(0x13, 0x2B, 0x10)]
