@@ -26,6 +26,23 @@ internal enum KvmRequest : uint
     SetDebugRegs = 0x4080_AEA2,
     GetTscKhz = 0xAEA3,
     SetXcrs = 0x4188_AEA7,
+    SetDeviceAttribute = 0x4018_AEE1,
+}
+
+/// <summary>struct kvm_device_attr.</summary>
+[StructLayout(LayoutKind.Sequential)]
+internal struct KvmDeviceAttribute
+{
+    /// <summary>Group of a vCPU's attributes: KVM_VCPU_TSC_CTRL.</summary>
+    internal const uint TscControl = 0;
+
+    /// <summary>In that group: what the guest's TSC reads minus what the host's does, KVM_VCPU_TSC_OFFSET.</summary>
+    internal const ulong TscOffset = 0;
+
+    internal uint Flags;
+    internal uint Group;
+    internal ulong Attribute;
+    internal ulong Address;
 }
 
 /// <summary>KVM_CAP_* numbers that Dmp asks for.</summary>
