@@ -266,14 +266,20 @@ internal sealed class CpuidModel
         }
     }
 
-    /// <summary>KVM's signature with the features we have: the clock (so that nothing is calibrated) and no I/O delays.</summary>
+    /// <summary>
+    /// KVM's signature with the features we have: the clock (so that nothing is calibrated), no I/O delays, and the hypercalls of several
+    /// vCPUs (see <see cref="Emulation.Hypercalls"/>).
+    /// </summary>
     private void DescribeHypervisor()
     {
         const uint NoIoDelay = 1 << 1;
         const uint ClockSource2 = 1 << 3;
+        const uint EndsOfHalts = 1 << 7;
+        const uint IpisToMany = 1 << 11;
         const uint ClockStable = 1 << 24;
         leaves[Key(HypervisorLeaf, 0)] = new(KvmFeaturesLeaf, 0x4B4D_564B, 0x564B_4D56, 0x0000_004D); // "KVMKVMKVM"
-        leaves[Key(KvmFeaturesLeaf, 0)] = new(NoIoDelay | ClockSource2 | ClockStable, 0, 0, 0);
+        leaves[Key(KvmFeaturesLeaf, 0)] = new(
+            NoIoDelay | ClockSource2 | ClockStable | (HasManyCores ? EndsOfHalts | IpisToMany : 0), 0, 0, 0);
     }
 
     /// <summary>TSC frequency in leaves 0x15 and 0x16, which only Intel processors have.</summary>

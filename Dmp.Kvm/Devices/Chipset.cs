@@ -11,6 +11,7 @@ public sealed class Chipset
     private readonly TimerQueue[] timers;
     private readonly DeviceTimer[] secondLooks;
     private readonly LocalApic[] localApics;
+    private readonly ApicInterconnect interconnect = new();
     private readonly IMachineControl control;
     private readonly SerialConsole console;
 
@@ -33,7 +34,6 @@ public sealed class Chipset
         timers = new TimerQueue[vcpus];
         secondLooks = new DeviceTimer[vcpus];
         localApics = new LocalApic[vcpus];
-        ApicInterconnect interconnect = new();
         for (int vcpu = 0; vcpu < vcpus; vcpu++)
         {
             timers[vcpu] = new TimerQueue(vcpu, control);
@@ -118,14 +118,16 @@ public sealed class Chipset
     /// </summary>
     public bool HasPending(int vcpu) => localApics[vcpu].HasPending || InterruptPending(vcpu);
 
-    /// <summary>Whether a halt of the vCPU is over: an INIT, an NMI or an interrupt can be taken. Any thread; after a kick, exact.</summary>
-    /// <param name="vcpu">The vCPU.</param>
+    /// <summary>
+    /// Whether a halt of the vCPU is over: an INIT, an NMI or an interrupt can be taken, or another vCPU has ended it. The vCPU's thread.
+    /// </summary>
+    /// <param name="vcpu">The calling vCPU.</param>
     /// <param name="interruptFlag">Its IF.</param>
     /// <param name="nmiBlocked">Whether it holds NMIs back.</param>
-    public bool EndsHalt(int vcpu, bool interruptFlag, bool nmiBlocked)
+    public bool TryEndHalt(int vcpu, bool interruptFlag, bool nmiBlocked)
     {
         LocalApic apic = localApics[vcpu];
-        return apic.HasInit || (apic.HasNmi && !nmiBlocked) || (interruptFlag && InterruptPending(vcpu));
+        return apic.TakeWakeUp() || apic.HasInit || (apic.HasNmi && !nmiBlocked) || (interruptFlag && InterruptPending(vcpu));
     }
 
     /// <summary>Whether a maskable interrupt waits, so that <see cref="TryAcknowledge"/> is worth a call once IF is 1. Any thread.</summary>
@@ -148,6 +150,10 @@ public sealed class Chipset
 
         return apic.TryAcknowledge(out vector);
     }
+
+    /// <summary>Sends a message to local APICs that comes from no register. Any thread.</summary>
+    /// <returns>Whether one accepted it.</returns>
+    internal bool Send(in InterruptMessage message) => interconnect.Deliver(message);
 
     /// <summary>Reads memory-mapped registers as the vCPU sees them.</summary>
     /// <param name="vcpu">The calling vCPU.</param>

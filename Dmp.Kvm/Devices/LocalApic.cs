@@ -107,6 +107,7 @@ public sealed class LocalApic : IMmioDevice
         Init = 1 << 1,
         StartUp = 1 << 2,
         WaitsForStartUp = 1 << 3,
+        WakeUp = 1 << 4,
         StartUpVector = 0xFF << StartUpVectorShift,
     }
 
@@ -219,6 +220,19 @@ public sealed class LocalApic : IMmioDevice
 
     /// <summary>Takes a pending NMI. The vCPU's thread.</summary>
     public bool TakeNmi() => TakeSignal(Signals.Nmi);
+
+    /// <summary>
+    /// Ends the vCPU's halt, or the next one if it does not halt yet: what it waits for may have come just before it halts. It is no
+    /// interrupt, but goes the way of one. Any thread.
+    /// </summary>
+    internal void PostWakeUp()
+    {
+        Change(clear: Signals.None, set: Signals.WakeUp);
+        KickUnlessOwner();
+    }
+
+    /// <summary>Takes a pending end of a halt. The vCPU's thread.</summary>
+    internal bool TakeWakeUp() => TakeSignal(Signals.WakeUp);
 
     /// <summary>
     /// Takes a pending INIT and resets the APIC's registers (its mode stays, SDM 11.12.5.1). The vCPU resets itself, and then waits
@@ -447,7 +461,9 @@ public sealed class LocalApic : IMmioDevice
                 control.Reset("INIT of the bootstrap processor");
                 return true;
             case DeliveryMode.Init:
-                Change(clear: Signals.Nmi | Signals.StartUp | Signals.StartUpVector, set: Signals.Init | Signals.WaitsForStartUp);
+                Change(
+                    clear: Signals.Nmi | Signals.WakeUp | Signals.StartUp | Signals.StartUpVector,
+                    set: Signals.Init | Signals.WaitsForStartUp);
                 break;
             case DeliveryMode.StartUp:
                 if (!PostStartUp(message.Vector))

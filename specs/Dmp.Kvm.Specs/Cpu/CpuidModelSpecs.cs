@@ -141,7 +141,9 @@ public class CpuidModelSpecs
         byte[] text = [.. BitConverter.GetBytes(leaf.Ebx), .. BitConverter.GetBytes(leaf.Ecx), .. BitConverter.GetBytes(leaf.Edx)];
         Assert.Equal("KVMKVMKVM\0\0\0", System.Text.Encoding.ASCII.GetString(text));
         Assert.Equal(0x4000_0001u, leaf.Eax);
-        Assert.Equal((1u << 1) | (1u << 3) | (1u << 24), Model().Query(0x4000_0001, 0, 0, state).Eax);
+        Assert.Equal((1u << 1) | (1u << 3) | (1u << 24), Model(cpus: 1).Query(0x4000_0001, 0, 0, state).Eax);
+        Assert.Equal(
+            (1u << 1) | (1u << 3) | (1u << 7) | (1u << 11) | (1u << 24), Model(cpus: 2).Query(0x4000_0001, 0, 0, state).Eax);
     }
 
     [Fact(DisplayName = "Intel gets its frequency leaves and ARCH_CAPABILITIES, AMD does not")]

@@ -242,9 +242,18 @@ public class LocalApicSpecs
     [InlineData(0x0041, false, false, false)]
     public void Halts(uint command, bool interruptFlag, bool nmiBlocked, bool ends)
     {
-        Assert.False(board.Chipset.EndsHalt(1, interruptFlag, nmiBlocked));
+        Assert.False(board.Chipset.TryEndHalt(1, interruptFlag, nmiBlocked));
         board.WriteMsr(Icr, (1UL << 32) | command);
-        Assert.Equal(ends, board.Chipset.EndsHalt(1, interruptFlag, nmiBlocked));
+        Assert.Equal(ends, board.Chipset.TryEndHalt(1, interruptFlag, nmiBlocked));
+    }
+
+    [Fact(DisplayName = "Another vCPU ends a halt, or the next one, once, whatever IF is")]
+    public void Wake_up()
+    {
+        Apic(1).PostWakeUp();
+        Assert.Equal([1], board.Machine.Kicked);
+        Assert.True(board.Chipset.TryEndHalt(1, interruptFlag: false, nmiBlocked: true));
+        Assert.False(board.Chipset.TryEndHalt(1, interruptFlag: true, nmiBlocked: false));
     }
 
     [Fact(DisplayName = "INITs and SIPIs of another thread: each start takes the first vector behind its INIT, once")]
