@@ -14,7 +14,7 @@ internal static class SilentInstructions
         Mnemonic.Pushfq or Mnemonic.Pushfd or Mnemonic.Pushf => true,
         Mnemonic.Popfq or Mnemonic.Popfd or Mnemonic.Popf => true,
         Mnemonic.Iretq or Mnemonic.Iretd or Mnemonic.Iret => true,
-        Mnemonic.Cpuid or Mnemonic.Vmmcall => true,
+        Mnemonic.Cpuid or Mnemonic.Vmmcall or Mnemonic.Vmcall => true,
         Mnemonic.Lar or Mnemonic.Lsl or Mnemonic.Verr or Mnemonic.Verw => true,
 
         // UMIP makes these trap where it exists; where it does not, only the trap byte does.

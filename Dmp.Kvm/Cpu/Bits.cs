@@ -169,6 +169,9 @@ public enum ExceptionVector : byte
     /// <summary>#DB.</summary>
     Debug = 1,
 
+    /// <summary>NMI, which is no exception but has a vector among them.</summary>
+    NonMaskableInterrupt = 2,
+
     /// <summary>#BP.</summary>
     Breakpoint = 3,
 

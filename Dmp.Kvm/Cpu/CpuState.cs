@@ -37,6 +37,13 @@ internal sealed class CpuState(VcpuPage page)
         set => page[VcpuPageField.InterruptFlag] = value ? (ulong)Rflags.Interrupt : 0;
     }
 
+    /// <summary>Whether NMIs are held back: from the delivery of one to the next IRET (AMD APM vol. 2, 8.2.3).</summary>
+    internal bool NmiBlocked
+    {
+        get => page[VcpuPageField.NmiBlocked] != 0;
+        set => page[VcpuPageField.NmiBlocked] = value ? 1UL : 0;
+    }
+
     /// <summary>Virtual IOPL, as the two bits stand in RFLAGS.</summary>
     internal ulong IoPrivilege
     {

@@ -1,3 +1,4 @@
+using System.Numerics;
 using Dmp.Kvm.Interop;
 
 namespace Dmp.Kvm.Cpu;
@@ -32,6 +33,10 @@ internal sealed class CpuidModel
     private const uint HypervisorLeaf = 0x4000_0000;
     private const uint KvmFeaturesLeaf = 0x4000_0001;
     private const uint ExtendedLeaf = 0x8000_0000;
+    private const uint AmdCacheLeaf = 0x8000_001D;
+    private const uint AmdTopologyLeaf = 0x8000_001E;
+    private const int CoresShift = 26;
+    private const int AmdIdBitsShift = 12;
     private const uint IndexIsSignificant = 1;
     private const int KeyFunctionShift = 32;
     private const int XSaveLegacyAndHeader = 576;
@@ -113,9 +118,12 @@ internal sealed class CpuidModel
                 Ebx = (result.Ebx & 0x0000_FFFF) | ((uint)configuration.Cpus << 16) | (apicId << 24),
                 Ecx = (state.Cr4 & Cr4.XSave) != 0 ? result.Ecx | Leaf1Ecx.OsXSave : result.Ecx,
             },
+            4 => Cache(result, LastIdInPackage << CoresShift),
             0xB => Topology(index, apicId),
             0xD when index == 0 => result with { Ebx = StandardSize(state.Xcr0), Ecx = StandardSize(SupportedXcr0) },
             0xD when index == 1 => result with { Ebx = CompactedSize(state.Xcr0) },
+            AmdCacheLeaf => Cache(result, 0),
+            AmdTopologyLeaf when !configuration.Intel => new(apicId, apicId, 0, 0),
             _ => result,
         };
     }
@@ -198,7 +206,7 @@ internal sealed class CpuidModel
             r.Eax,
             r.Ebx & 0x0000_FFFF,
             (r.Ecx & ~Leaf1Ecx.Hidden) | Leaf1Ecx.Emulated,
-            r.Edx & ~Leaf1Edx.Hidden));
+            (r.Edx & ~Leaf1Edx.Hidden) | (HasManyCores ? Leaf1Edx.HyperThreading : 0)));
         Edit(7, r => new(r.Eax, (r.Ebx & ~Leaf7Ebx.Hidden) | Leaf7Ebx.Invpcid, r.Ecx & Leaf7Ecx.Kept, Leaf7EdxFor(r.Edx)));
         Edit(7, r => new(r.Eax & Leaf7Sub1Eax.Kept, 0, 0, 0), index: 1);
         Edit(7, _ => default, index: 2);
@@ -212,12 +220,19 @@ internal sealed class CpuidModel
         }
 
         MaskXSave();
-        Edit(0x8000_0001, r => new(r.Eax, r.Ebx, r.Ecx & ~ExtendedEcx.Hidden, r.Edx & ~ExtendedEdx.Hidden));
+        uint coresNotThreads = HasManyCores && !configuration.Intel ? ExtendedEcx.CmpLegacy : 0;
+        Edit(0x8000_0001, r => new(
+            r.Eax, r.Ebx, (r.Ecx & ~ExtendedEcx.Hidden) | coresNotThreads, r.Edx & ~ExtendedEdx.Hidden));
         Edit(0x8000_0008, r => new(
             48u << 8 | Math.Min(r.Eax & 0xFF, MaximumPhysicalAddressBits),
             (r.Ebx & AddressSizeEbx.ClZero) | (configuration.Intel ? 0 : AddressSizeEbx.SsbNo | AddressSizeEbx.BtcNo),
-            0,
+            configuration.Intel ? 0 : (uint)(configuration.Cpus - 1) | (ApicIdBits << AmdIdBitsShift),
             0));
+        if (!configuration.Intel && Raw(ExtendedLeaf).Eax >= AmdTopologyLeaf)
+        {
+            leaves[Key(AmdTopologyLeaf, 0)] = default; // One answer for each vCPU.
+        }
+
         if (!configuration.Intel && Raw(ExtendedLeaf).Eax >= 0x8000_0021)
         {
             Edit(0x8000_0021, r => new(
@@ -251,14 +266,20 @@ internal sealed class CpuidModel
         }
     }
 
-    /// <summary>KVM's signature with the features we have: the clock (so that nothing is calibrated) and no I/O delays.</summary>
+    /// <summary>
+    /// KVM's signature with the features we have: the clock (so that nothing is calibrated), no I/O delays, and the hypercalls of several
+    /// vCPUs (see <see cref="Emulation.Hypercalls"/>).
+    /// </summary>
     private void DescribeHypervisor()
     {
         const uint NoIoDelay = 1 << 1;
         const uint ClockSource2 = 1 << 3;
+        const uint EndsOfHalts = 1 << 7;
+        const uint IpisToMany = 1 << 11;
         const uint ClockStable = 1 << 24;
         leaves[Key(HypervisorLeaf, 0)] = new(KvmFeaturesLeaf, 0x4B4D_564B, 0x564B_4D56, 0x0000_004D); // "KVMKVMKVM"
-        leaves[Key(KvmFeaturesLeaf, 0)] = new(NoIoDelay | ClockSource2 | ClockStable, 0, 0, 0);
+        leaves[Key(KvmFeaturesLeaf, 0)] = new(
+            NoIoDelay | ClockSource2 | ClockStable | (HasManyCores ? EndsOfHalts | IpisToMany : 0), 0, 0, 0);
     }
 
     /// <summary>TSC frequency in leaves 0x15 and 0x16, which only Intel processors have.</summary>
@@ -288,18 +309,42 @@ internal sealed class CpuidModel
         return (leaf.Eax | ((ulong)leaf.Edx << 32)) & Offered;
     }
 
+    private bool HasManyCores => configuration.Cpus > 1;
+
+    /// <summary>How many bits of an APIC id tell the cores of the package apart.</summary>
+    private uint ApicIdBits => (uint)(32 - BitOperations.LeadingZeroCount((uint)configuration.Cpus - 1));
+
+    private uint LastIdInPackage => (1u << (int)ApicIdBits) - 1;
+
     // SMT level and core level: every vCPU is a core of one package.
     private CpuidResult Topology(uint index, uint apicId)
     {
         const uint SmtLevel = 1 << 8;
         const uint CoreLevel = 2 << 8;
-        uint shift = (uint)(32 - System.Numerics.BitOperations.LeadingZeroCount((uint)configuration.Cpus - 1));
         return index switch
         {
             0 => new(0, 1, SmtLevel, apicId),
-            1 => new(shift, (uint)configuration.Cpus, CoreLevel | 1, apicId),
+            1 => new(ApicIdBits, (uint)configuration.Cpus, CoreLevel | 1, apicId),
             _ => new(0, 0, index, apicId),
         };
+    }
+
+    // The last level is the package's, the others are each core's own.
+    private CpuidResult Cache(CpuidResult host, uint cores)
+    {
+        const uint Type = 0x1F;
+        const int LevelShift = 5;
+        const uint LevelMask = 7;
+        const uint LastLevel = 3;
+        const int SharingShift = 14;
+        const uint NotAboutSharing = (1u << SharingShift) - 1;
+        if ((host.Eax & Type) == 0)
+        {
+            return host; // No more caches.
+        }
+
+        uint sharing = ((host.Eax >> LevelShift) & LevelMask) >= LastLevel ? LastIdInPackage << SharingShift : 0;
+        return host with { Eax = (host.Eax & NotAboutSharing) | sharing | cores };
     }
 
     private uint StandardSize(ulong xcr0)
@@ -347,9 +392,12 @@ internal sealed class CpuidModel
 
     private static class Leaf1Edx
     {
+        // Several processors in the package; not that they are threads.
+        internal const uint HyperThreading = 1u << 28;
+
         // VME, DE, MCE, MCA, MTRR, DS, ACPI thermal, HTT, TM, PBE
         internal const uint Hidden = (1u << 1) | (1u << 2) | (1u << 7) | (1u << 12) | (1u << 14) | (1u << 21) | (1u << 22)
-            | (1u << 28) | (1u << 29) | (1u << 31);
+            | HyperThreading | (1u << 29) | (1u << 31);
     }
 
     private static class Leaf7Ebx
@@ -386,8 +434,11 @@ internal sealed class CpuidModel
 
     private static class ExtendedEcx
     {
+        // The several processors of the package are cores.
+        internal const uint CmpLegacy = 1u << 1;
+
         // CmpLegacy, SVM, ExtApicSpace, OSVW, IBS, SKINIT, WDT, LWP, TCE, NodeId, TopoExt, PerfCtr core/NB, DBX, PerfTsc, PCX_L2I, MONITORX
-        internal const uint Hidden = (1u << 1) | (1u << 2) | (1u << 3) | (1u << 9) | (1u << 10) | (1u << 12) | (1u << 13) | (1u << 15)
+        internal const uint Hidden = CmpLegacy | (1u << 2) | (1u << 3) | (1u << 9) | (1u << 10) | (1u << 12) | (1u << 13) | (1u << 15)
             | (1u << 17) | (1u << 19) | (1u << 22) | (1u << 23) | (1u << 24) | (1u << 26) | (1u << 27) | (1u << 28) | (1u << 29);
     }
 

@@ -70,6 +70,14 @@ internal sealed class EventDelivery(ICpuRegisters vcpu, CpuState state, GuestAcc
     internal bool DeliverInterrupt(byte vector) =>
         TryDeliver(vector, EventSource.Hardware, false, 0, out GuestFault fault) || DeliverFault(fault);
 
+    /// <summary>Delivers an NMI. The caller has seen that none is held back, whatever IF is.</summary>
+    /// <returns>False for a triple fault.</returns>
+    internal bool DeliverNmi()
+    {
+        state.NmiBlocked = true;
+        return DeliverInterrupt((byte)ExceptionVector.NonMaskableInterrupt);
+    }
+
     /// <summary>Delivers INT n.</summary>
     /// <returns>False for a triple fault.</returns>
     internal bool DeliverSoftware(byte vector, ulong returnAddress)

@@ -9,7 +9,9 @@ namespace Dmp.Kvm.Devices;
 public sealed class Chipset
 {
     private readonly TimerQueue[] timers;
+    private readonly DeviceTimer[] secondLooks;
     private readonly LocalApic[] localApics;
+    private readonly ApicInterconnect interconnect = new();
     private readonly IMachineControl control;
     private readonly SerialConsole console;
 
@@ -30,11 +32,12 @@ public sealed class Chipset
         this.control = control;
         this.console = console;
         timers = new TimerQueue[vcpus];
+        secondLooks = new DeviceTimer[vcpus];
         localApics = new LocalApic[vcpus];
-        ApicInterconnect interconnect = new();
         for (int vcpu = 0; vcpu < vcpus; vcpu++)
         {
             timers[vcpu] = new TimerQueue(vcpu, control);
+            secondLooks[vcpu] = timers[vcpu].Add(_ => { }); // The kick is all.
             localApics[vcpu] = new LocalApic(vcpu, interconnect, clock, control, timers[vcpu]);
         }
 
@@ -93,9 +96,39 @@ public sealed class Chipset
     public void RunDue(int vcpu, long now) => timers[vcpu].RunDue(now);
 
     /// <summary>
+    /// Says that the vCPU begins to run and can be kicked: its next deadline is arranged anew. The vCPU's thread, before it looks for
+    /// interrupts the first time.
+    /// </summary>
+    public void BeginRun(int vcpu)
+    {
+        localApics[vcpu].BindToCurrentThread();
+        timers[vcpu].Rearrange();
+    }
+
+    /// <summary>
+    /// Has the vCPU kicked at a time of its own choice, to look again at what it cannot take now. It is one of the vCPU's deadlines and
+    /// takes no other's place. The vCPU's thread.
+    /// </summary>
+    /// <param name="vcpu">The calling vCPU.</param>
+    /// <param name="nanoseconds">Time on <see cref="IClock.Nanoseconds"/>.</param>
+    public void LookAgainAt(int vcpu, long nanoseconds) => secondLooks[vcpu].Set(nanoseconds);
+
+    /// <summary>
     /// Whether there is anything for the vCPU: a maskable interrupt, NMI, INIT or SIPI. Any thread; after a kick, exact.
     /// </summary>
-    public bool HasPending(int vcpu) => localApics[vcpu].HasSignal || InterruptPending(vcpu);
+    public bool HasPending(int vcpu) => localApics[vcpu].HasPending || InterruptPending(vcpu);
+
+    /// <summary>
+    /// Whether a halt of the vCPU is over: an INIT, an NMI or an interrupt can be taken, or another vCPU has ended it. The vCPU's thread.
+    /// </summary>
+    /// <param name="vcpu">The calling vCPU.</param>
+    /// <param name="interruptFlag">Its IF.</param>
+    /// <param name="nmiBlocked">Whether it holds NMIs back.</param>
+    public bool TryEndHalt(int vcpu, bool interruptFlag, bool nmiBlocked)
+    {
+        LocalApic apic = localApics[vcpu];
+        return apic.TakeWakeUp() || apic.HasInit || (apic.HasNmi && !nmiBlocked) || (interruptFlag && InterruptPending(vcpu));
+    }
 
     /// <summary>Whether a maskable interrupt waits, so that <see cref="TryAcknowledge"/> is worth a call once IF is 1. Any thread.</summary>
     public bool InterruptPending(int vcpu)
@@ -117,6 +150,10 @@ public sealed class Chipset
 
         return apic.TryAcknowledge(out vector);
     }
+
+    /// <summary>Sends a message to local APICs that comes from no register. Any thread.</summary>
+    /// <returns>Whether one accepted it.</returns>
+    internal bool Send(in InterruptMessage message) => interconnect.Deliver(message);
 
     /// <summary>Reads memory-mapped registers as the vCPU sees them.</summary>
     /// <param name="vcpu">The calling vCPU.</param>

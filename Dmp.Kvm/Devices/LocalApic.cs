@@ -107,6 +107,7 @@ public sealed class LocalApic : IMmioDevice
         Init = 1 << 1,
         StartUp = 1 << 2,
         WaitsForStartUp = 1 << 3,
+        WakeUp = 1 << 4,
         StartUpVector = 0xFF << StartUpVectorShift,
     }
 
@@ -125,20 +126,13 @@ public sealed class LocalApic : IMmioDevice
     public bool IsWaitingForStartUp => (CurrentSignals & Signals.WaitsForStartUp) != 0;
 
     /// <summary>Whether there is anything the vCPU could take: an interrupt above its priority, NMI, INIT or SIPI. Any thread.</summary>
-    public bool HasPending => HasSignal || HasInterrupt;
+    public bool HasPending => HasNmi || HasInit || HasInterrupt;
 
-    /// <summary>Whether an NMI, INIT or SIPI is to be taken. Any thread.</summary>
-    public bool HasSignal
-    {
-        get
-        {
-            Signals now = CurrentSignals;
-            Signals takeable = (now & Signals.WaitsForStartUp) != 0
-                ? Signals.Init | Signals.StartUp
-                : Signals.Init | Signals.Nmi;
-            return (now & takeable) != 0;
-        }
-    }
+    /// <summary>Whether an NMI is pending. One at most: an NMI that comes while one is pending is the same one. Any thread.</summary>
+    public bool HasNmi => (CurrentSignals & Signals.Nmi) != 0;
+
+    /// <summary>Whether an INIT or a SIPI is to be taken. Any thread.</summary>
+    public bool HasInit => (CurrentSignals & (Signals.Init | Signals.StartUp)) != 0;
 
     /// <summary>Whether <see cref="TryAcknowledge"/> would return a vector. Any thread; exact on the vCPU's own.</summary>
     public bool HasInterrupt
@@ -172,8 +166,8 @@ public sealed class LocalApic : IMmioDevice
         set => SetTaskPriority((byte)(value << PriorityShift));
     }
 
-    /// <summary>Whether fixed interrupts are accepted (APIC enabled, also by software). Any thread.</summary>
-    internal bool AcceptsFixed => mode != ApicMode.Disabled && (spurious & SpuriousEnable) != 0;
+    /// <summary>Whether fixed interrupts are accepted: APIC enabled, also by software, and no INIT came. Any thread.</summary>
+    internal bool AcceptsFixed => mode != ApicMode.Disabled && (spurious & SpuriousEnable) != 0 && !IsWaitingForStartUp;
 
     /// <summary>
     /// Whether a write to the EOI register would do no more than take the vector in service off ISR: that vector came by an edge, so
@@ -228,8 +222,21 @@ public sealed class LocalApic : IMmioDevice
     public bool TakeNmi() => TakeSignal(Signals.Nmi);
 
     /// <summary>
+    /// Ends the vCPU's halt, or the next one if it does not halt yet: what it waits for may have come just before it halts. It is no
+    /// interrupt, but goes the way of one. Any thread.
+    /// </summary>
+    internal void PostWakeUp()
+    {
+        Change(clear: Signals.None, set: Signals.WakeUp);
+        KickUnlessOwner();
+    }
+
+    /// <summary>Takes a pending end of a halt. The vCPU's thread.</summary>
+    internal bool TakeWakeUp() => TakeSignal(Signals.WakeUp);
+
+    /// <summary>
     /// Takes a pending INIT and resets the APIC's registers (its mode stays, SDM 11.12.5.1). The vCPU resets itself, and then waits
-    /// for a SIPI unless it is the bootstrap processor. The vCPU's thread.
+    /// for a SIPI. The vCPU's thread.
     /// </summary>
     public bool TakeInit()
     {
@@ -246,15 +253,21 @@ public sealed class LocalApic : IMmioDevice
     /// <param name="vector">The guest-physical page (4 KiB) where the vCPU starts in real mode.</param>
     public bool TryTakeStartUp(out byte vector)
     {
-        Signals now = CurrentSignals;
-        vector = (byte)((int)now >> StartUpVectorShift);
-        if ((now & (Signals.StartUp | Signals.Init)) != Signals.StartUp)
+        while (true)
         {
-            return false;
-        }
+            Signals now = CurrentSignals;
+            vector = (byte)((int)now >> StartUpVectorShift);
+            if ((now & (Signals.StartUp | Signals.Init)) != Signals.StartUp)
+            {
+                return false;
+            }
 
-        Change(clear: Signals.StartUp | Signals.WaitsForStartUp | Signals.StartUpVector, set: Signals.None);
-        return true;
+            // An INIT that comes at this moment must find its processor waiting.
+            if (TryChange(now, now & ~(Signals.StartUp | Signals.WaitsForStartUp | Signals.StartUpVector)))
+            {
+                return true;
+            }
+        }
     }
 
     /// <summary>Writes IA32_APIC_BASE. The vCPU's thread.</summary>
@@ -437,12 +450,20 @@ public sealed class LocalApic : IMmioDevice
             case DeliveryMode.LowestPriority:
                 return PostFixed(message.Vector, message.Level);
             case DeliveryMode.Nmi:
-                Change(clear: Signals.None, set: Signals.Nmi);
+                if (!PostNmi())
+                {
+                    return true;
+                }
+
                 break;
+            case DeliveryMode.Init when IsBootstrapProcessor:
+                // It would start at the reset vector, where there is no firmware.
+                control.Reset("INIT of the bootstrap processor");
+                return true;
             case DeliveryMode.Init:
                 Change(
-                    clear: Signals.Nmi | Signals.StartUp | Signals.StartUpVector,
-                    set: Signals.Init | (IsBootstrapProcessor ? Signals.None : Signals.WaitsForStartUp));
+                    clear: Signals.Nmi | Signals.WakeUp | Signals.StartUp | Signals.StartUpVector,
+                    set: Signals.Init | Signals.WaitsForStartUp);
                 break;
             case DeliveryMode.StartUp:
                 if (!PostStartUp(message.Vector))
@@ -491,6 +512,24 @@ public sealed class LocalApic : IMmioDevice
         }
 
         return true;
+    }
+
+    // A processor that waits for its SIPI has no handler yet. One that is pending already had its kick.
+    private bool PostNmi()
+    {
+        while (true)
+        {
+            Signals now = CurrentSignals;
+            if ((now & (Signals.WaitsForStartUp | Signals.Nmi)) != Signals.None)
+            {
+                return false;
+            }
+
+            if (TryChange(now, now | Signals.Nmi))
+            {
+                return true;
+            }
+        }
     }
 
     // The second SIPI of the usual pair, and any SIPI to a running processor, mean nothing.
@@ -799,6 +838,8 @@ public sealed class LocalApic : IMmioDevice
 
     private void ResetRegisters()
     {
+        // First of all, so that no more requests are accepted when those that were are forgotten.
+        spurious = SpuriousVectorAfterReset;
         interruptRequests.Clear();
         inService.Clear();
         triggerModes.Clear();
@@ -814,7 +855,5 @@ public sealed class LocalApic : IMmioDevice
         {
             Volatile.Write(ref LvtEntry(entry), (uint)Lvt.Masked);
         }
-
-        spurious = SpuriousVectorAfterReset;
     }
 }

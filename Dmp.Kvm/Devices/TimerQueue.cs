@@ -72,6 +72,16 @@ public sealed class TimerQueue
         }
     }
 
+    /// <summary>Arranges the kick again: the vCPU begins to run, and what was arranged before reached nobody. Any thread.</summary>
+    public void Rearrange()
+    {
+        lock (gate)
+        {
+            arranged = earliest;
+            control.KickAt(vcpu, earliest);
+        }
+    }
+
     internal void Set(DeviceTimer timer, long deadline)
     {
         lock (gate)

@@ -90,6 +90,9 @@ internal sealed class ReturnInstructions(EmulationContext context)
     private Outcome InterruptReturn()
     {
         ref KvmRegs regs = ref context.Vcpu.Regs;
+
+        // Also when it faults (Intel SDM vol. 3, 6.7.1).
+        State.NmiBlocked = false;
         if ((regs.Rflags & (ulong)Rflags.NestedTask) != 0)
         {
             // There is no task to return to in long mode (AMD APM vol. 3, IRET).

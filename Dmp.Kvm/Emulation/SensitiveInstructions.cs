@@ -13,6 +13,7 @@ internal sealed class SensitiveInstructions
     private readonly SegmentInstructions segments;
     private readonly ReturnInstructions returns;
     private readonly PortInstructions ports;
+    private readonly Hypercalls hypercalls;
 
     internal SensitiveInstructions(EmulationContext context)
     {
@@ -22,6 +23,7 @@ internal sealed class SensitiveInstructions
         segments = new SegmentInstructions(context);
         returns = new ReturnInstructions(context);
         ports = new PortInstructions(context);
+        hypercalls = new Hypercalls(context);
     }
 
     /// <summary>SYSCALL from user code.</summary>
@@ -67,6 +69,8 @@ internal sealed class SensitiveInstructions
                 return returns.Execute(instruction);
             case Mnemonic.Int:
                 return SoftwareInterrupt(instruction);
+            case Mnemonic.Vmcall or Mnemonic.Vmmcall:
+                return hypercalls.Execute();
             case Mnemonic.Rdfsbase or Mnemonic.Rdgsbase or Mnemonic.Wrfsbase or Mnemonic.Wrgsbase:
                 return segments.MoveBase(instruction);
             case Mnemonic.Monitor or Mnemonic.Mwait or Mnemonic.Clac or Mnemonic.Stac:

@@ -29,6 +29,22 @@ internal enum KvmRequest : uint
     SetDeviceAttribute = 0x4018_AEE1,
 }
 
+/// <summary>struct kvm_device_attr.</summary>
+[StructLayout(LayoutKind.Sequential)]
+internal struct KvmDeviceAttribute
+{
+    /// <summary>Group of a vCPU's attributes: KVM_VCPU_TSC_CTRL.</summary>
+    internal const uint TscControl = 0;
+
+    /// <summary>In that group: what the guest's TSC reads minus what the host's does, KVM_VCPU_TSC_OFFSET.</summary>
+    internal const ulong TscOffset = 0;
+
+    internal uint Flags;
+    internal uint Group;
+    internal ulong Attribute;
+    internal ulong Address;
+}
+
 /// <summary>KVM_CAP_* numbers that Dmp asks for.</summary>
 internal enum KvmCapability
 {
@@ -95,13 +111,6 @@ internal unsafe struct KvmSregs
     internal KvmDescriptorTable Gdt, Idt;
     internal ulong Cr0, Cr2, Cr3, Cr4, Cr8, Efer, ApicBase;
     internal fixed ulong InterruptBitmap[4];
-}
-
-/// <summary>struct kvm_device_attr.</summary>
-internal struct KvmDeviceAttribute
-{
-    internal uint Flags, Group;
-    internal ulong Attribute, Address;
 }
 
 /// <summary>struct kvm_run: the fields that Dmp uses.</summary>

@@ -71,21 +71,6 @@ internal sealed unsafe class KvmVcpu : ICpuRegisters, IDisposable
         !MemoryMarshal.AsBytes(new ReadOnlySpan<KvmSregs>(in known)).SequenceEqual(
             MemoryMarshal.AsBytes(new ReadOnlySpan<KvmSregs>(in run->Sregs)));
 
-    /// <summary>
-    /// Makes the guest's TSC read what the host's does, where KVM can (KVM_VCPU_TSC_OFFSET, Documentation/virt/kvm/devices/vcpu.rst): then
-    /// it is the same on all vCPUs of all VMs.
-    /// </summary>
-    internal void UseHostTsc()
-    {
-        const uint TscControl = 0;
-        const ulong TscOffset = 0;
-        ulong offset = 0;
-        KvmDeviceAttribute attribute = new() { Group = TscControl, Attribute = TscOffset, Address = (ulong)&offset };
-
-        // A KVM that cannot has no offset (one that runs guests as processes), or an old one: the probe measures what comes of it.
-        _ = Libc.Ioctl(descriptor, (nuint)KvmRequest.SetDeviceAttribute, &attribute);
-    }
-
     /// <summary>Sets the signals that stay blocked inside KVM_RUN.</summary>
     internal void SetSignalMask(ulong blocked)
     {
@@ -144,6 +129,23 @@ internal sealed unsafe class KvmVcpu : ICpuRegisters, IDisposable
 
     /// <summary>The frequency of the guest's TSC in kHz, or 0 when KVM does not say.</summary>
     internal int TscKilohertz() => Math.Max(0, Libc.Ioctl(descriptor, (nuint)KvmRequest.GetTscKhz, 0));
+
+    /// <summary>
+    /// Gives the guest the host's own TSC, so that it is the same on every vCPU of every VM. Without it KVM lets the TSC of each VM begin at
+    /// 0. A KVM that does not have this (Linux before 5.16, or one that cannot offset the TSC) leaves it as it is.
+    /// </summary>
+    /// <returns>Whether KVM took it.</returns>
+    internal bool TryShareHostTsc()
+    {
+        ulong offset = 0;
+        KvmDeviceAttribute attribute = new()
+        {
+            Group = KvmDeviceAttribute.TscControl,
+            Attribute = KvmDeviceAttribute.TscOffset,
+            Address = (ulong)&offset,
+        };
+        return Libc.Ioctl(descriptor, (nuint)KvmRequest.SetDeviceAttribute, &attribute) == 0;
+    }
 
     /// <summary>Whether an exception waits inside KVM to be delivered with the next entry.</summary>
     internal bool HasPendingException()

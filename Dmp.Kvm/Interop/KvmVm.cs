@@ -35,7 +35,7 @@ internal sealed unsafe class KvmVm : IDisposable
         }
     }
 
-    /// <summary>Creates a vCPU.</summary>
+    /// <summary>Creates a vCPU. Its TSC is the host's where KVM can do that.</summary>
     internal KvmVcpu CreateVcpu(int index)
     {
         int vcpu = Libc.Ioctl(descriptor, (nuint)KvmRequest.CreateVcpu, index);
@@ -44,7 +44,9 @@ internal sealed unsafe class KvmVm : IDisposable
             throw KvmException.Last($"KVM_CREATE_VCPU {index}", "Use fewer vCPUs.");
         }
 
-        return new KvmVcpu(vcpu, vcpuMapping);
+        KvmVcpu created = new(vcpu, vcpuMapping);
+        _ = created.TryShareHostTsc();
+        return created;
     }
 
     /// <inheritdoc/>

@@ -74,7 +74,6 @@ internal sealed class Vcpu : IVcpu, IDisposable
         chipset = machine.Chipset;
         kvm = vm.CreateVcpu(index);
         kvm.SetCpuid(machine.SupportedCpuid);
-        kvm.UseHostTsc();
         ShadowProgram shadow = new(machine.Monitor, index, machine.HardwareWalksTables, RunMonitorCode);
         state = new CpuState(new VcpuPage(machine.Monitor, index));
         implants = machine.Patches?.Map;

@@ -125,6 +125,9 @@ internal enum VcpuPageField
     /// </summary>
     SimpleEndOfInterrupt,
 
+    /// <summary>Not 0: an NMI was delivered and no IRETQ ended it yet, so an IRETQ must exit.</summary>
+    NmiBlocked,
+
     /// <summary>
     /// The roots of the virtual TLB's tags: for each the CR3 value that makes it current and keeps its entries, its kernel view and its
     /// user view.

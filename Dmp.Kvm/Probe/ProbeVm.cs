@@ -54,7 +54,6 @@ internal sealed class ProbeVm : IDisposable
         vcpu = vm.CreateVcpu(0);
         cpuid = kvm.SupportedCpuid();
         vcpu.SetCpuid(cpuid);
-        vcpu.UseHostTsc();
         Table(RootTable, 0) = TableAddress(PointerTable) | (ulong)Everything;
         Table(RootTable, MonitorImage.Pml4Slot) = MonitorImage.Pml4Entry;
         Table(PointerTable, 0) = TableAddress(DirectoryTable) | (ulong)Everything;

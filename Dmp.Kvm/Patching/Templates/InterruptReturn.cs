@@ -9,7 +9,7 @@ namespace Dmp.Kvm.Patching.Templates;
 /// <summary>
 /// IRETQ. To the kernel: the processor's own IRETQ, with a frame that returns to CPL 3. The frame's selectors are below the new stack
 /// pointer's life: nobody reads them again. To 64-bit user code: through the monitor, which loads the user view. A return to anything
-/// else, with rare flags, or with an IF that an interrupt waits for, is left to the VMM.
+/// else, with rare flags, with an IF that an interrupt waits for, or from an NMI, is left to the VMM.
 /// <code>
 /// mov [Scratch0], rax
 /// mov [Scratch1], rcx
@@ -21,6 +21,9 @@ namespace Dmp.Kvm.Patching.Templates;
 /// lahf
 /// seto al
 /// mov [Scratch2], rax
+/// mov rcx, [NmiBlocked]
+/// test rcx, rcx
+/// jnz emulate
 /// mov rax, [rsp]
 /// mov rcx, [rsp + 8]
 /// cmp ecx, 33h
@@ -78,7 +81,7 @@ internal sealed class InterruptReturn : ImplantTemplate
     internal override string Name => "iret";
 
     /// <inheritdoc/>
-    internal override int Version => 2;
+    internal override int Version => 3;
 
     /// <inheritdoc/>
     internal override bool Matches(in Instruction instruction, in TemplateHost host) => instruction.Mnemonic == Mnemonic.Iretq;
@@ -99,6 +102,9 @@ internal sealed class InterruptReturn : ImplantTemplate
         asm.mov(rcx, __qword_ptr[rsp + StackPointerOffset]);
         asm.mov(rcx, __qword_ptr[rsp + StackOffset]);
         code.SaveFlags();
+        code.Load(rcx, VcpuPageField.NmiBlocked);
+        asm.test(rcx, rcx);
+        asm.jne(emulate);
         asm.mov(rax, __qword_ptr[rsp]);
         asm.mov(rcx, __qword_ptr[rsp + CodeOffset]);
         asm.cmp(ecx, MonitorSegments.UserCodeSelector);

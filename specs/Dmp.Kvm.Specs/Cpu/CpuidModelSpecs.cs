@@ -77,6 +77,55 @@ public class CpuidModelSpecs
         Assert.Equal(0u, Model(cpus: 1).Query(0xB, 1, 0, state).Eax);
     }
 
+    [Theory(DisplayName = "Intel's legacy leaves tell the same: one package of cores, the last cache shared, the others not")]
+    [InlineData(1, 0)]
+    [InlineData(2, 1)]
+    [InlineData(3, 3)]
+    [InlineData(16, 15)]
+    public void Intel_topology(int cpus, uint lastId)
+    {
+        CpuidModel model = Model(cpus: cpus, intel: true);
+        Assert.Equal(cpus > 1, (model.Query(1, 0, 0, state).Edx & (1u << 28)) != 0);
+        Assert.Equal(0x121u | (lastId << 26), model.Query(4, 0, 0, state).Eax);
+        Assert.Equal(0x163u | (lastId << 26) | (lastId << 14), model.Query(4, 1, 0, state).Eax);
+        Assert.Equal(0u, model.Query(4, 2, 0, state).Eax);
+        Assert.Equal(0u, model.Query(0x8000_0001, 0, 0, state).Ecx & 2);
+        Assert.Equal(0u, model.Query(0x8000_0008, 0, 0, state).Ecx);
+    }
+
+    [Theory(DisplayName = "AMD's legacy leaves tell the same: one package and node, cores without threads")]
+    [InlineData(1, 0x0000)]
+    [InlineData(2, 0x1001)]
+    [InlineData(3, 0x2002)]
+    [InlineData(16, 0x400F)]
+    public void Amd_topology(int cpus, uint counts)
+    {
+        CpuidModel model = Model(cpus: cpus);
+        Assert.Equal(cpus > 1, (model.Query(1, 0, 0, state).Edx & (1u << 28)) != 0);
+        Assert.Equal(cpus > 1, (model.Query(0x8000_0001, 0, 0, state).Ecx & 2) != 0);
+        Assert.Equal(counts, model.Query(0x8000_0008, 0, 0, state).Ecx);
+        Assert.Equal(0u, model.Query(0x8000_0001, 0, 0, state).Ecx & (1u << 22));
+        uint last = (uint)cpus - 1;
+        Assert.Equal(new CpuidResult(last, last, 0, 0), model.Query(0x8000_001E, 0, (int)last, state));
+        Assert.Equal(default, model.Query(0x1F, 0, 0, state));
+    }
+
+    [Fact(DisplayName = "The table that implants read has each vCPU's own answers")]
+    public void Tables()
+    {
+        CpuidModel model = Model(cpus: 4);
+        foreach (int vcpu in (int[])[0, 3])
+        {
+            CpuidTable table = new(model, vcpu, region: null);
+            table.Refresh(state);
+            foreach (uint function in (uint[])[1, 0xB, 0x8000_001E])
+            {
+                CpuidTableEntry entry = table.Entries.ToArray().First(one => one.Functions != 0 && one.Function == function);
+                Assert.Equal(model.Query(function, 0, vcpu, state), new(entry.Eax, entry.Ebx, entry.Ecx, entry.Edx));
+            }
+        }
+    }
+
     [Theory(DisplayName = "Leaves that are none are zero")]
     [InlineData(0x0000_0100)]
     [InlineData(0x3FFF_FFFF)]
@@ -92,7 +141,9 @@ public class CpuidModelSpecs
         byte[] text = [.. BitConverter.GetBytes(leaf.Ebx), .. BitConverter.GetBytes(leaf.Ecx), .. BitConverter.GetBytes(leaf.Edx)];
         Assert.Equal("KVMKVMKVM\0\0\0", System.Text.Encoding.ASCII.GetString(text));
         Assert.Equal(0x4000_0001u, leaf.Eax);
-        Assert.Equal((1u << 1) | (1u << 3) | (1u << 24), Model().Query(0x4000_0001, 0, 0, state).Eax);
+        Assert.Equal((1u << 1) | (1u << 3) | (1u << 24), Model(cpus: 1).Query(0x4000_0001, 0, 0, state).Eax);
+        Assert.Equal(
+            (1u << 1) | (1u << 3) | (1u << 7) | (1u << 11) | (1u << 24), Model(cpus: 2).Query(0x4000_0001, 0, 0, state).Eax);
     }
 
     [Fact(DisplayName = "Intel gets its frequency leaves and ARCH_CAPABILITIES, AMD does not")]
@@ -115,8 +166,13 @@ public class CpuidModelSpecs
         [
             Entry(0, 0x10),
             Entry(1, bits, bits, bits, bits),
+            Entry(4, 0xFFFF_C121, bits, bits, bits, index: 0),
+            Entry(4, 0xFFFF_C163, bits, bits, bits, index: 1),
+            Entry(4, 0, index: 2),
             Entry(5, bits, bits),
             Entry(7, bits, bits, bits, bits, index: 0),
+            Entry(0xB, bits, bits, bits, bits, index: 0),
+            Entry(0xB, bits, bits, bits, bits, index: 1),
             Entry(0xD, bits, bits, bits, bits, index: 0),
             Entry(0xD, bits, bits, bits, bits, index: 1),
             Entry(0xD, 256, 576, index: 2),
@@ -126,6 +182,7 @@ public class CpuidModelSpecs
             Entry(0xD, 8, 2688, index: 9),
             Entry(0x8000_0000, 0x8000_0021),
             Entry(0x8000_0001, bits, bits, bits, bits),
+            Entry(0x8000_0008, bits, bits, bits, bits),
             Entry(0x8000_000A, bits, bits, bits, bits),
         ];
         return new CpuidModel(entries, new CpuidConfiguration(cpus, Frequency, intel));

@@ -38,6 +38,17 @@ public sealed class EventDeliverySpecs : IDisposable
         Assert.Equal(0x18, cpu.State.StackSelector);
     }
 
+    [Fact(DisplayName = "An NMI arrives at vector 2 whatever IF is, and holds others back")]
+    public void Nmi()
+    {
+        cpu.SetGate(2, stack: 1);
+        Assert.False(cpu.State.InterruptFlag);
+        Assert.True(cpu.Events.DeliverNmi());
+        Assert.Equal(EmulatedCpu.Handlers + (2 * 16), cpu.Registers.Regs.Rip);
+        Assert.Equal(EmulatedCpu.Ist1 - 40, cpu.Registers.Regs.Rsp);
+        Assert.True(cpu.State.NmiBlocked);
+    }
+
     [Fact(DisplayName = "A gate with an IST uses that stack, whatever the privilege")]
     public void InterruptStackTable()
     {

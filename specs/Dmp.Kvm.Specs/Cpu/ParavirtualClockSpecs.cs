@@ -34,6 +34,16 @@ public sealed class ParavirtualClockSpecs : IDisposable
         Assert.Equal(1, memory.Read<byte>(new(0x401D)));
     }
 
+    [Fact(DisplayName = "All vCPUs count from the same moment, whenever they switch their clocks on, so that a stable TSC is one time for all")]
+    public void Same_for_all()
+    {
+        ParavirtualClock subject = new(memory, clock);
+        Assert.True(subject.TryWriteSystemTime(0x4001));
+        clock.Nanoseconds += 5_000_000;
+        Assert.True(subject.TryWriteSystemTime(0x4041));
+        Assert.True(memory.Slice(new(0x4000), 32).SequenceEqual(memory.Slice(new(0x4040), 32)));
+    }
+
     [Fact(DisplayName = "The wall clock is that of the start")]
     public void Wall_clock()
     {

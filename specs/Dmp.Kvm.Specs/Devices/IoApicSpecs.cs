@@ -76,6 +76,60 @@ public class IoApicSpecs
         Assert.Equal(0ul, board.Redirection(9) & RemoteIrr);
     }
 
+    [Theory(DisplayName = "A pin reaches any vCPU: physical, logical, lowest priority, everybody, in x2APIC mode")]
+    [InlineData(0x0000_0000_0000_0041, new[] { 0 })]
+    [InlineData(0x0300_0000_0000_0041, new[] { 3 })]
+    [InlineData(0x0400_0000_0000_0041, new int[0])]
+    [InlineData(0x0A00_0000_0000_0841, new[] { 1, 3 })]
+    [InlineData(0x0F00_0000_0000_0941, new[] { 2 })]
+    [InlineData(0x0300_0000_0000_0141, new[] { 3 })]
+    [InlineData(0xFF00_0000_0000_0041, new[] { 0, 1, 2, 3 })]
+    public void Destinations(ulong entry, int[] reached)
+    {
+        Board four = Four(x2Apic: true);
+        four.Redirect(4, entry);
+        four.Chipset.SetIrq(4, true);
+        Assert.Equal(reached, Enumerable.Range(0, 4).Where(vcpu => four.AcknowledgeAll(vcpu) is [0x41]));
+    }
+
+    [Theory(DisplayName = "A pin reaches any vCPU: logical flat and cluster, in xAPIC mode")]
+    [InlineData(0xFFFF_FFFF, 0x0A00_0000_0000_0841, new[] { 1, 3 })]
+    [InlineData(0xFFFF_FFFF, 0x0F00_0000_0000_0941, new[] { 2 })]
+    [InlineData(0xFFFF_FFFF, 0x0200_0000_0000_0041, new[] { 2 })]
+    [InlineData(0x0FFF_FFFF, 0x0800_0000_0000_0841, new[] { 3 })]
+    [InlineData(0x0FFF_FFFF, 0x1800_0000_0000_0841, new int[0])]
+    [InlineData(0x0FFF_FFFF, 0xFF00_0000_0000_0841, new[] { 0, 1, 2, 3 })]
+    public void Xapic_destinations(uint format, ulong entry, int[] reached)
+    {
+        Board four = Four(x2Apic: false);
+        for (int vcpu = 0; vcpu < 4; vcpu++)
+        {
+            four.Chipset.WriteMmio(vcpu, DeviceLayout.LocalApicBase + 0xE0, 4, format);
+            four.Chipset.WriteMmio(vcpu, DeviceLayout.LocalApicBase + 0xD0, 4, 1u << (24 + vcpu));
+        }
+
+        four.Redirect(4, entry);
+        four.Chipset.SetIrq(4, true);
+        Assert.Equal(reached, Enumerable.Range(0, 4).Where(vcpu => four.AcknowledgeAll(vcpu) is [0x41]));
+    }
+
+    [Fact(DisplayName = "The end of a level counts whichever vCPU it comes from, and what follows goes where the entry points by then")]
+    public void Rerouted_level()
+    {
+        Board four = Four(x2Apic: true);
+        four.Redirect(9, 0x39 | Level | (1UL << 56));
+        four.Chipset.SetIrq(9, true);
+        Assert.Equal([0x39], four.AcknowledgeAll(1));
+        four.Redirect(9, 0x39 | Level | (2UL << 56));
+        Assert.Empty(four.AcknowledgeAll(2));
+        four.WriteMsr(Eoi, 0, vcpu: 1);
+        Assert.Empty(four.AcknowledgeAll(1));
+        Assert.Equal([0x39], four.AcknowledgeAll(2));
+        four.Chipset.SetIrq(9, false);
+        four.WriteMsr(Eoi, 0, vcpu: 2);
+        Assert.Equal(0ul, four.Redirection(9) & RemoteIrr);
+    }
+
     [Fact(DisplayName = "The serial port's interrupt arrives at the vCPU its entry names, with a kick")]
     public void Serial_end_to_end()
     {
@@ -104,5 +158,35 @@ public class IoApicSpecs
         Assert.Equal(deadline, board.Machine.Arranged[0]);
         board.RunTo(deadline);
         Assert.Equal([0x30], board.AcknowledgeAll());
+    }
+
+    // All have started; vCPU 2 is the least busy.
+    private static Board Four(bool x2Apic)
+    {
+        Board four = new(4);
+        for (int vcpu = 0; vcpu < 4; vcpu++)
+        {
+            LocalApic apic = four.Chipset.LocalApics[vcpu];
+            if (vcpu != 0)
+            {
+                four.WriteMsr(0x830, ((ulong)vcpu << 32) | 0x4500);
+                four.WriteMsr(0x830, ((ulong)vcpu << 32) | 0x4600);
+                Assert.True(apic.TakeInit() && apic.TryTakeStartUp(out _));
+            }
+
+            four.WriteMsr(0x80F, 0x1FF, vcpu);
+            apic.Cr8 = vcpu == 2 ? (byte)1 : (byte)2;
+        }
+
+        for (int vcpu = 0; vcpu < 4 && !x2Apic; vcpu++)
+        {
+            LocalApic apic = four.Chipset.LocalApics[vcpu];
+            Assert.True(apic.TryWriteBase(DeviceLayout.LocalApicBase));
+            Assert.True(apic.TryWriteBase(DeviceLayout.LocalApicBase | 0x800));
+            four.Chipset.WriteMmio(vcpu, DeviceLayout.LocalApicBase + 0xF0, 4, 0x1FF);
+            apic.Cr8 = vcpu == 2 ? (byte)1 : (byte)2;
+        }
+
+        return four;
     }
 }

@@ -180,6 +180,164 @@ public class LocalApicSpecs
         Assert.False(target.HasPending);
     }
 
+    [Fact(DisplayName = "INIT forgets what was pending and disables the APIC, keeps its mode, and nothing but a SIPI reaches who waits for it")]
+    public void Waiting_for_start_up()
+    {
+        LocalApic target = Apic(2);
+        board.WriteMsr(Icr, (2UL << 32) | 0x41);
+        board.WriteMsr(Icr, (2UL << 32) | 0x4400);
+        board.WriteMsr(LvtTimer, 0x200EC, 2);
+        board.WriteMsr(InitialCount, 1000, 2);
+        board.WriteMsr(Icr, (2UL << 32) | 0x4500);
+        board.WriteMsr(Icr, (2UL << 32) | 0x42);
+        board.WriteMsr(Icr, (2UL << 32) | 0x4400);
+        Assert.True(target.TakeInit());
+        Assert.False(target.TakeInit());
+        board.Machine.Kicked.Clear();
+        board.WriteMsr(Icr, 0xC_0043);
+        board.WriteMsr(Icr, (2UL << 32) | 0x4400);
+        Assert.Equal([1, 3], board.Machine.Kicked);
+        board.RunTo(10_000, vcpu: 2);
+        Assert.False(target.HasPending);
+        board.WriteMsr(Icr, (2UL << 32) | 0x4608);
+        Assert.Equal([1, 3, 2], board.Machine.Kicked);
+        Assert.True(target.HasInit);
+        Assert.True(target.TryTakeStartUp(out byte page));
+        Assert.Equal(8, page);
+        Assert.False(target.TryTakeStartUp(out _));
+        Assert.False(target.HasPending);
+        Assert.Equal(0xFEE0_0C00ul, target.Base);
+        Assert.All(Enumerable.Range(0, 8), word => Assert.Equal(0ul, board.ReadMsr(Irr + (uint)word, 2)));
+        Assert.Equal(0x1_0000ul, board.ReadMsr(LvtTimer, 2));
+    }
+
+    [Fact(DisplayName = "An NMI stays pending until it is taken, several are one, and only the first kicks")]
+    public void Nmi()
+    {
+        board.WriteMsr(Icr, 0xC_4400);
+        board.WriteMsr(Icr, (3UL << 32) | 0x4400);
+        Assert.Equal([1, 2, 3], board.Machine.Kicked);
+        Assert.False(Apic(0).HasNmi);
+        Assert.True(Apic(3).HasNmi);
+        Assert.True(Apic(3).TakeNmi());
+        Assert.False(Apic(3).HasNmi);
+        board.WriteMsr(Icr, (3UL << 32) | 0x4400);
+        Assert.True(Apic(3).TakeNmi());
+        Assert.False(Apic(3).TakeNmi());
+    }
+
+    [Fact(DisplayName = "An INIT of the bootstrap processor resets the machine: there is no firmware that it could start")]
+    public void Init_of_the_bootstrap_processor()
+    {
+        board.WriteMsr(Icr, 0x4500, vcpu: 1);
+        Assert.Equal(["INIT of the bootstrap processor"], board.Machine.Events);
+        Assert.False(Apic(0).HasInit);
+    }
+
+    [Theory(DisplayName = "A halt ends for INIT, for an NMI that is not held back, and for an interrupt if IF is 1")]
+    [InlineData(0x4500, false, true, true)]
+    [InlineData(0x4400, false, false, true)]
+    [InlineData(0x4400, true, true, false)]
+    [InlineData(0x0041, true, true, true)]
+    [InlineData(0x0041, false, false, false)]
+    public void Halts(uint command, bool interruptFlag, bool nmiBlocked, bool ends)
+    {
+        Assert.False(board.Chipset.TryEndHalt(1, interruptFlag, nmiBlocked));
+        board.WriteMsr(Icr, (1UL << 32) | command);
+        Assert.Equal(ends, board.Chipset.TryEndHalt(1, interruptFlag, nmiBlocked));
+    }
+
+    [Fact(DisplayName = "Another vCPU ends a halt, or the next one, once, whatever IF is")]
+    public void Wake_up()
+    {
+        Apic(1).PostWakeUp();
+        Assert.Equal([1], board.Machine.Kicked);
+        Assert.True(board.Chipset.TryEndHalt(1, interruptFlag: false, nmiBlocked: true));
+        Assert.False(board.Chipset.TryEndHalt(1, interruptFlag: true, nmiBlocked: false));
+    }
+
+    [Fact(DisplayName = "INITs and SIPIs of another thread: each start takes the first vector behind its INIT, once")]
+    public void Starting_again_and_again()
+    {
+        const int Starts = 20_000;
+        LocalApic target = Apic(1);
+        int started = 0;
+        Thread other = new(() =>
+        {
+            SpinWait wait = default;
+            for (int start = 1; start <= Starts; start++)
+            {
+                ulong first = (ulong)(start & 0x7F) << 1;
+                board.WriteMsr(Icr, (1UL << 32) | 0xC500);
+                board.WriteMsr(Icr, (1UL << 32) | 0x8500);
+                board.WriteMsr(Icr, (1UL << 32) | 0x4600 | first);
+                board.WriteMsr(Icr, (1UL << 32) | 0x4600 | first | 1);
+                while (Volatile.Read(ref started) != start)
+                {
+                    wait.SpinOnce(sleep1Threshold: -1);
+                }
+            }
+        });
+        other.Start();
+        SpinWait idle = default;
+        while (started < Starts)
+        {
+            if (target.TakeInit())
+            {
+                Assert.True(target.IsWaitingForStartUp);
+            }
+
+            if (target.TryTakeStartUp(out byte vector))
+            {
+                Assert.Equal((byte)(((started + 1) & 0x7F) << 1), vector);
+                Assert.False(target.HasInit || target.IsWaitingForStartUp);
+                Volatile.Write(ref started, started + 1);
+            }
+            else
+            {
+                idle.SpinOnce(sleep1Threshold: -1);
+            }
+        }
+
+        other.Join();
+    }
+
+    [Property(DisplayName = "A periodic timer keeps to its grid however late it is served: ticks are dropped, never moved")]
+    public void No_drift(ushort period, ushort[] latenesses)
+    {
+        Board fresh = new();
+        fresh.WriteMsr(Svr, 0x1FF);
+        fresh.WriteMsr(Divide, 0b1011); // 1
+        fresh.WriteMsr(LvtTimer, 0x200EC);
+        long length = period + 1000;
+        fresh.WriteMsr(InitialCount, (ulong)length);
+        foreach (ushort lateness in latenesses)
+        {
+            long due = fresh.Chipset.NextDeadline(0);
+            Assert.Equal(0, due % length);
+            Assert.InRange(due, fresh.Clock.Nanoseconds + 1, fresh.Clock.Nanoseconds + length);
+            fresh.RunTo(due + lateness);
+            Assert.Equal([0xEC], fresh.AcknowledgeAll());
+            fresh.WriteMsr(Eoi, 0);
+        }
+    }
+
+    [Fact(DisplayName = "Each vCPU has a timer of its own, and is the one that is kicked for it")]
+    public void Timers_are_apart()
+    {
+        for (int vcpu = 0; vcpu < 4; vcpu++)
+        {
+            board.WriteMsr(LvtTimer, 0x400EC, vcpu);
+            board.WriteMsr(TscDeadline, (ulong)(1000 * (vcpu + 1)), vcpu);
+            Assert.Equal(500 * (vcpu + 1), board.Machine.Arranged[vcpu]);
+        }
+
+        board.RunTo(1000, vcpu: 1);
+        Assert.Equal([0xEC], board.AcknowledgeAll(1));
+        Assert.Empty(board.AcknowledgeAll(0));
+        Assert.Empty(board.AcknowledgeAll(2));
+    }
+
     [Fact(DisplayName = "The TSC deadline interrupts when the TSC gets there, at once when it has, and 0 disarms")]
     public void Tsc_deadline()
     {

@@ -48,4 +48,35 @@ public class TimerQueueSpecs
         timer.Cancel();
         Assert.Equal(TimerQueue.Never, machine.Arranged[0]);
     }
+
+    [Fact(DisplayName = "A kick at a time of the vCPU's own choice is one more deadline: it displaces none, and none displaces it")]
+    public void Second_look()
+    {
+        Board board = new(2);
+        board.Chipset.LookAgainAt(0, 50);
+        Assert.Equal(50, board.Machine.Arranged[0]);
+        board.Out(0x43, 0x30); // The 8254, from whichever thread
+        board.Out(0x40, 0x00);
+        board.Out(0x40, 0x10);
+        Assert.Equal(50, board.Machine.Arranged[0]);
+        board.RunTo(60);
+        long tick = board.Chipset.NextDeadline(0);
+        Assert.InRange(tick, 61, TimerQueue.Never - 1);
+        Assert.Equal(tick, board.Machine.Arranged[0]);
+        board.Chipset.LookAgainAt(0, tick + 50);
+        Assert.Equal(tick, board.Machine.Arranged[0]);
+        Assert.False(board.Machine.Arranged.ContainsKey(1));
+    }
+
+    [Fact(DisplayName = "A vCPU that begins to run has its deadline arranged again, for what was arranged before reached nobody")]
+    public void Rearranges()
+    {
+        Board board = new(2);
+        board.Chipset.LookAgainAt(1, 50);
+        board.Machine.Arranged.Clear();
+        board.Chipset.BeginRun(1);
+        Assert.Equal(50, board.Machine.Arranged[1]);
+        board.Chipset.BeginRun(0);
+        Assert.Equal(TimerQueue.Never, board.Machine.Arranged[0]);
+    }
 }

@@ -44,7 +44,7 @@ internal sealed class EmulatedCpu : IDisposable
         Access = new GuestAccess(memory, code, State, frame => code.Remove(frame, out _));
         Events = new EventDelivery(Registers, State, Access);
         fetcher = new InstructionFetcher(Access);
-        Chipset chipset = new(1, Clock, Machine, new SerialConsole(), memory.Size, null);
+        Chipset chipset = new(4, Clock, Machine, new SerialConsole(), memory.Size, null);
         Context = new EmulationContext
         {
             Index = 0,

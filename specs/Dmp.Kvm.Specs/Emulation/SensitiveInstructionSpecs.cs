@@ -1,4 +1,5 @@
 using Dmp.Kvm.Cpu;
+using Dmp.Kvm.Devices;
 using Dmp.Kvm.Emulation;
 using FsCheck.Xunit;
 
@@ -55,6 +56,59 @@ public sealed class SensitiveInstructionSpecs : IDisposable
         Assert.Equal(EmulatedCpu.UserStack, cpu.Registers.Regs.Rsp);
         Assert.True(cpu.State.InterruptFlag);
         Assert.Equal(0x41UL, cpu.Registers.Regs.Rflags & 0x41);
+    }
+
+    [Fact(DisplayName = "IRET ends the time in which NMIs are held back, also one that faults; no other return does")]
+    public void NmiEnd()
+    {
+        cpu.State.NmiBlocked = true;
+        cpu.Push(0x10, EmulatedCpu.KernelCode);
+        Assert.Equal(Outcome.Jumped, cpu.Execute(0x48, 0xCB));
+        Assert.True(cpu.State.NmiBlocked);
+        cpu.Push(0x18, EmulatedCpu.KernelStack, 2, 0x10, EmulatedCpu.KernelCode);
+        Assert.Equal(Outcome.Jumped, cpu.Execute(0x48, 0xCF));
+        Assert.False(cpu.State.NmiBlocked);
+        cpu.State.NmiBlocked = true;
+        cpu.Push(0x18, EmulatedCpu.KernelStack, 2, 0, EmulatedCpu.KernelCode);
+        Assert.Equal(Outcome.Fault, cpu.Execute(0x48, 0xCF));
+        Assert.False(cpu.State.NmiBlocked);
+    }
+
+    [Theory(DisplayName = "One hypercall sends an IPI to every vCPU of a bit map, and says how many took it")]
+    [InlineData(0b0101, 0, 0, new[] { 0, 2 })]
+    [InlineData(0b0001, 0, 3, new[] { 3 })]
+    [InlineData(0b1110, 1, 1, new[] { 2, 3 })]
+    [InlineData(0, 0, 0, new int[0])]
+    public void Ipi_to_many(ulong low, ulong high, uint first, int[] reached)
+    {
+        foreach (LocalApic apic in cpu.Context.Chipset.LocalApics)
+        {
+            _ = apic.Accept(new InterruptMessage((uint)apic.Index, false, DeliveryMode.StartUp, 0, false)) && apic.TryTakeStartUp(out _);
+            Assert.True(apic.TryWriteMsr(LocalApic.FirstMsr + 0xF, 0x1FF));
+        }
+
+        (cpu.Registers.Regs.Rax, cpu.Registers.Regs.Rbx, cpu.Registers.Regs.Rcx) = (10, low, high);
+        (cpu.Registers.Regs.Rdx, cpu.Registers.Regs.Rsi) = (first, 0xF2);
+        Assert.Equal(Outcome.Done, cpu.Execute(0x0F, 0x01, 0xD9));
+        Assert.Equal((ulong)reached.Length, cpu.Registers.Regs.Rax);
+        Assert.Equal(reached, cpu.Context.Chipset.LocalApics.Where(apic => apic.HasInterrupt).Select(apic => apic.Index));
+    }
+
+    [Fact(DisplayName = "Hypercalls that are not offered, or not with this argument, are errors; one for a vCPU that is none does nothing")]
+    public void Hypercalls()
+    {
+        cpu.Registers.Regs.Rax = 1;
+        Assert.Equal(Outcome.Done, cpu.Execute(0x0F, 0x01, 0xC1));
+        Assert.Equal(-1000, (long)cpu.Registers.Regs.Rax);
+        (cpu.Registers.Regs.Rax, cpu.Registers.Regs.Rbx, cpu.Registers.Regs.Rsi) = (10, 1, 0x500);
+        Assert.Equal(Outcome.Done, cpu.Execute(0x0F, 0x01, 0xC1));
+        Assert.Equal(-22, (long)cpu.Registers.Regs.Rax);
+        (cpu.Registers.Regs.Rax, cpu.Registers.Regs.Rcx) = (5, ulong.MaxValue);
+        Assert.Equal(Outcome.Done, cpu.Execute(0x0F, 0x01, 0xC1));
+        (cpu.Registers.Regs.Rax, cpu.Registers.Regs.Rcx) = (5, 2);
+        Assert.Equal(Outcome.Done, cpu.Execute(0x0F, 0x01, 0xC1));
+        Assert.Equal(0ul, cpu.Registers.Regs.Rax);
+        Assert.True(cpu.Context.Chipset.LocalApics[2].TakeWakeUp());
     }
 
     [Theory(DisplayName = "IRET with a bad frame is #GP with the selector, at the IRET")]

@@ -51,6 +51,9 @@ internal sealed class GuestState
     /// <summary>XCR0 as the guest believes it to be.</summary>
     internal ulong Xcr0 { get; set; } = 1;
 
+    /// <summary>An NMI was delivered and is not over.</summary>
+    internal bool NmiBlocked { get; set; }
+
     /// <summary>An interrupt waits.</summary>
     internal bool Pending { get; set; }
 

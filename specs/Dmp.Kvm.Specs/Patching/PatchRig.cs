@@ -164,6 +164,7 @@ internal sealed class PatchRig : IDisposable
         vcpu.Registers.Sregs.Fs.Base = state.FsBase;
         State.Cpl = 0;
         State.InterruptFlag = state.InterruptFlag;
+        State.NmiBlocked = state.NmiBlocked;
         State.IoPrivilege = state.IoPrivilege;
         State.Cr2 = state.Cr2;
         State.Cr3 = state.Cr3 == 0 ? State.Cr3 : state.Cr3;
@@ -273,6 +274,7 @@ internal sealed class PatchRig : IDisposable
         captured.Note("rip", regs.Rip);
         captured.Note("flags", regs.Rflags & (ulong)Rflags.UserChangeable);
         captured.Note("if", State.InterruptFlag ? 1UL : 0);
+        captured.Note("nmi", State.NmiBlocked ? 1UL : 0);
         captured.Note("iopl", State.IoPrivilege);
         captured.Note("cpl", (ulong)State.Cpl);
         captured.Note("cr2", State.Cr2);

@@ -121,6 +121,7 @@ internal sealed class TemplateCase
         // an implant finds out only after it has changed the frame; no kernel runs with it, for every entry clears it.
         state.Flags &= ~(ulong)(Rflags.Trap | Rflags.NestedTask);
         state.Pending = random.Next(3) == 0;
+        state.NmiBlocked = random.Next(6) == 0;
         bool user = random.Next(3) == 0;
         ulong rip = Often(random, user ? PatchRig.User : Landing, NonCanonical, PatchRig.Code - 0x1000, user ? Landing : PatchRig.User);
         ulong code = Often(random, user ? UserCode : PatchRig.KernelCode, 0, UserCode, CompatibilityCode, 0x78, 0x1F0, PatchRig.KernelData, 0x11);
