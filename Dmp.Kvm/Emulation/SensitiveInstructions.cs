@@ -67,6 +67,9 @@ internal sealed class SensitiveInstructions
                 return returns.Execute(instruction);
             case Mnemonic.Int:
                 return SoftwareInterrupt(instruction);
+            case Mnemonic.Jmp when instruction.IsJmpFarIndirect:
+                // Runs natively, wherever it goes: the start-up phase ends in 64-bit mode.
+                return Outcome.LeavesLongMode;
             case Mnemonic.Rdfsbase or Mnemonic.Rdgsbase or Mnemonic.Wrfsbase or Mnemonic.Wrgsbase:
                 return segments.MoveBase(instruction);
             case Mnemonic.Monitor or Mnemonic.Mwait or Mnemonic.Clac or Mnemonic.Stac:

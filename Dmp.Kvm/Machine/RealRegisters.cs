@@ -9,6 +9,7 @@ namespace Dmp.Kvm.Machine;
 internal sealed class RealRegisters
 {
     private readonly KvmVcpu kvm;
+    private readonly int vcpu;
     private readonly Cr4 umip;
 
     // Where KVM does not know FSGSBASE, the instructions work at CPL 3 or are emulated.
@@ -26,7 +27,7 @@ internal sealed class RealRegisters
     // What SYSCALL clears before the monitor's entry: single-stepping must not stop there, and AC and DF are the guest's business.
     private const Rflags SyscallMask = Rflags.Trap | Rflags.Direction | Rflags.AlignmentCheck | Rflags.NestedTask;
 
-    /// <summary>Sets what never changes again.</summary>
+    /// <summary>Sets what never changes again while the guest is deprivileged.</summary>
     /// <param name="kvm">The vCPU.</param>
     /// <param name="vcpu">Its index.</param>
     /// <param name="supported">What KVM supports: it refuses CR4 bits whose feature it does not know.</param>
@@ -42,18 +43,29 @@ internal sealed class RealRegisters
             }
         }
 
+        this.vcpu = vcpu;
+        ref KvmSregs sregs = ref kvm.Sregs;
+        sregs.Ds = sregs.Es = sregs.Fs = sregs.Gs = new KvmSegment { Unusable = 1 };
+        kvm.Regs = new KvmRegs { Rflags = (ulong)Rflags.AlwaysOne };
+        LoadFixed();
+
+        // The reset value is x87 only; the guest's XSETBV changes it.
+        _ = kvm.TrySetXcr0(1);
+    }
+
+    /// <summary>Sets what is the same for all guest code that is deprivileged: descriptor tables, EFER, the way of SYSCALL.</summary>
+    internal void LoadFixed()
+    {
         ref KvmSregs sregs = ref kvm.Sregs;
         MonitorImage.LoadTables(vcpu, ref sregs);
-        sregs.Ds = sregs.Es = sregs.Fs = sregs.Gs = new KvmSegment { Unusable = 1 };
         sregs.Efer = (ulong)RealEfer;
-        kvm.Regs = new KvmRegs { Rflags = (ulong)Rflags.AlwaysOne };
         _ = kvm.TrySetMsr((uint)Msr.Lstar, MonitorImage.SyscallEntry);
         _ = kvm.TrySetMsr((uint)Msr.Cstar, MonitorImage.SyscallEntry);
         _ = kvm.TrySetMsr((uint)Msr.Star, (ulong)MonitorSegments.MonitorCodeSelector << StarKernelShift);
         _ = kvm.TrySetMsr((uint)Msr.SyscallMask, (ulong)SyscallMask);
 
-        // The reset value is x87 only; the guest's XSETBV changes it.
-        _ = kvm.TrySetXcr0(1);
+        // A null selector: SYSENTER faults.
+        _ = kvm.TrySetMsr((uint)Msr.SysenterCs, 0);
     }
 
     /// <summary>Completes the registers for guest code.</summary>

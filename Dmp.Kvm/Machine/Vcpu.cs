@@ -39,6 +39,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
     private readonly MemoryFaults faults;
     private readonly TlbAudit? audit;
     private readonly InstructionFetcher fetcher;
+    private readonly StartUpPhase startUp;
     private readonly Chipset chipset;
     private readonly ulong frameOffset;
     private readonly ImplantMap? implants;
@@ -71,7 +72,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
         Index = index;
         chipset = machine.Chipset;
         kvm = vm.CreateVcpu(index);
-        kvm.SetCpuid(machine.SupportedCpuid);
+        kvm.SetCpuid(machine.KvmCpuid(index));
         ShadowProgram shadow = new(machine.Monitor, index, machine.HardwareWalksTables, RunMonitorCode);
         state = new CpuState(new VcpuPage(machine.Monitor, index));
         implants = machine.Patches?.Map;
@@ -108,6 +109,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
         mmio = new MmioInstructions(context);
         frameOffset = MachineLayout.VcpuBlock(index) + MachineLayout.StackTopOffset - (ExceptionFrameWords * sizeof(ulong));
         real = new RealRegisters(kvm, index, machine.SupportedCpuid);
+        startUp = new StartUpPhase(context, kvm, real, Exits, machine.Code, machine.WatchesMsrs, ReleaseCode);
     }
 
     /// <inheritdoc/>
@@ -121,6 +123,9 @@ internal sealed class Vcpu : IVcpu, IDisposable
 
     /// <summary>Registers, for loading the boot state and for specs. Only while Run is not executing.</summary>
     internal KvmVcpu Registers => kvm;
+
+    /// <summary>What runs before 64-bit mode. Begun by the boot and by SIPIs, only while Run is not executing or by its thread.</summary>
+    internal StartUpPhase StartUp => startUp;
 
     /// <summary>The TLB, for counters and audits.</summary>
     internal VirtualTlb Tlb => tlb;
@@ -165,7 +170,9 @@ internal sealed class Vcpu : IVcpu, IDisposable
     }
 
     /// <inheritdoc/>
-    public string DescribeState() => VcpuDescription.Describe(kvm, state, fetcher, recent, Exits);
+    public string DescribeState() => startUp.IsActive
+        ? startUp.Describe()
+        : VcpuDescription.Describe(kvm, state, fetcher, recent, Exits);
 
     /// <inheritdoc/>
     public void Dispose() => kvm.Dispose();
@@ -177,6 +184,16 @@ internal sealed class Vcpu : IVcpu, IDisposable
             if (machine.Control.Stop is { } stop)
             {
                 return stop;
+            }
+
+            if (startUp.IsActive)
+            {
+                if (RunStartUp() is { } ended)
+                {
+                    return ended;
+                }
+
+                continue;
             }
 
             if (!midGuest && InsideTemplate)
@@ -215,6 +232,33 @@ internal sealed class Vcpu : IVcpu, IDisposable
             {
                 return end;
             }
+        }
+    }
+
+    /// <summary>One entry before 64-bit mode. KVM keeps what is in the middle of something there, so that every exit is a safe point.</summary>
+    private VcpuStop? RunStartUp()
+    {
+        if (Interlocked.Exchange(ref pauseRequested, 0) != 0)
+        {
+            return new VcpuStop.Paused();
+        }
+
+        midGuest = !startUp.BeforeEntry();
+        KvmExitReason reason = EnterGuest();
+        switch (startUp.AfterExit(reason))
+        {
+            case StartUpResult.Kicked:
+                signal!.Consume();
+                RunTimers();
+                return null;
+            case StartUpResult.Halted:
+                return Halt();
+            case StartUpResult.Failed:
+                return Failed(startUp.Failure);
+            case StartUpResult.Unexpected:
+                return HostTrouble(reason);
+            default:
+                return null;
         }
     }
 
@@ -496,6 +540,9 @@ internal sealed class Vcpu : IVcpu, IDisposable
                 return Halt();
             case Outcome.Shutdown:
                 return TripleFault();
+            case Outcome.LeavesLongMode:
+                startUp.Resume();
+                return null;
             default:
                 return Failed($"cannot emulate this instruction: {instruction}");
         }
