@@ -3,24 +3,27 @@ using Dmp.Kvm.Memory;
 
 namespace Dmp.Kvm.Boot;
 
-/// <summary>The GDT of the 64-bit boot protocol: __BOOT_CS at 0x10, __BOOT_DS at 0x18, both flat.</summary>
+/// <summary>The GDT of Linux's boot protocols: __BOOT_CS at 0x10, __BOOT_DS at 0x18, both flat.</summary>
 internal static class BootGdt
 {
     private const SegmentDescriptor Flat =
         SegmentDescriptor.FullLimit | SegmentDescriptor.Granular | SegmentDescriptor.Present
         | SegmentDescriptor.CodeOrData | SegmentDescriptor.Accessed | SegmentDescriptor.ReadableOrWritable;
 
-    private const SegmentDescriptor Code = Flat | SegmentDescriptor.Executable | SegmentDescriptor.Long;
+    private const SegmentDescriptor Code = Flat | SegmentDescriptor.Executable;
     private const SegmentDescriptor Data = Flat | SegmentDescriptor.Big;
 
     /// <summary>Writes it.</summary>
+    /// <param name="ram">Guest RAM.</param>
+    /// <param name="mode">The mode of the code segment.</param>
     /// <returns>Its limit.</returns>
-    public static ushort Write(IGuestRam ram)
+    public static ushort Write(IGuestRam ram, BootMode mode)
     {
+        SegmentDescriptor code = Code | (mode == BootMode.LongMode ? SegmentDescriptor.Long : SegmentDescriptor.Big);
         const int size = BootLayout.DataSelector + sizeof(ulong);
         Span<byte> table = ram.Slice(BootLayout.Gdt, size);
         table.Clear();
-        BinaryPrimitives.WriteUInt64LittleEndian(table[BootLayout.CodeSelector..], (ulong)Code);
+        BinaryPrimitives.WriteUInt64LittleEndian(table[BootLayout.CodeSelector..], (ulong)code);
         BinaryPrimitives.WriteUInt64LittleEndian(table[BootLayout.DataSelector..], (ulong)Data);
         return size - 1;
     }

@@ -17,7 +17,6 @@ internal static class BootParameters
     /// <summary>vid_mode: "normal", whatever the screen is in.</summary>
     private const ushort NormalVideoMode = 0xFFFF;
 
-    private const int LargestE820Map = 128;
     private const int E820EntrySize = 20;
 
     /// <summary>Writes the page.</summary>
@@ -25,7 +24,9 @@ internal static class BootParameters
     /// <param name="header">The kernel's setup header.</param>
     /// <param name="initrd">Where the RAM disk lies; empty for none.</param>
     /// <param name="rsdp">Where ACPI's root pointer lies.</param>
-    public static void Write(IGuestRam ram, SetupHeader header, GuestRamRange initrd, GuestPhysicalAddress rsdp)
+    /// <param name="code32Start">Where the 32-bit entry is; 0 when the kernel is not entered there.</param>
+    public static void Write(
+        IGuestRam ram, SetupHeader header, GuestRamRange initrd, GuestPhysicalAddress rsdp, GuestPhysicalAddress code32Start)
     {
         Span<byte> page = ram.Slice(BootLayout.BootParameters, Paging.PageSize);
         page.Clear();
@@ -34,6 +35,7 @@ internal static class BootParameters
         Put(page, SetupHeader.Field.VideoMode, NormalVideoMode);
         page[SetupHeader.Field.LoaderType] = UnknownLoader;
         page[SetupHeader.Field.LoadFlags] |= LoadedHigh;
+        Put(page, SetupHeader.Field.Code32Start, (uint)code32Start.Value);
         Put(page, SetupHeader.Field.CommandLinePointer, (uint)BootLayout.CommandLine.Value);
         Put(page, SetupHeader.Field.SetupData, 0UL);
         Put(page, Field.AcpiRsdpAddress, rsdp.Value);
@@ -43,36 +45,16 @@ internal static class BootParameters
         Put(page, SetupHeader.Field.RamdiskSize, (uint)initrd.Length);
         Put(page, Field.ExtendedRamdiskSize, (uint)(initrd.Length >> 32));
 
-        List<(ulong Start, ulong End, E820Type Type)> map = MemoryMap(ram);
+        IReadOnlyList<MemoryMapEntry> map = MemoryMap.Of(ram);
         page[Field.E820Entries] = (byte)map.Count;
         Span<byte> entry = page[Field.E820Table..];
-        foreach ((ulong start, ulong end, E820Type type) in map)
+        foreach (MemoryMapEntry range in map)
         {
-            Put(entry, 0, start);
-            Put(entry, 8, end - start);
-            Put(entry, 16, (uint)type);
+            Put(entry, 0, range.Start);
+            Put(entry, 8, range.Length);
+            Put(entry, 16, (uint)range.Type);
             entry = entry[E820EntrySize..];
         }
-    }
-
-    /// <summary>RAM, less what a PC reserves below 1 MiB (there are the ACPI tables).</summary>
-    private static List<(ulong Start, ulong End, E820Type Type)> MemoryMap(IGuestRam ram)
-    {
-        ulong conventional = BootLayout.ConventionalEnd.Value;
-        ulong high = BootLayout.HighMemory.Value;
-        List<(ulong Start, ulong End, E820Type Type)> map =
-            [(0, conventional, E820Type.Ram), (conventional, high, E820Type.Reserved)];
-        foreach (GuestRamRange range in ram.Ranges.Take(LargestE820Map - map.Count))
-        {
-            ulong start = Math.Max(range.Start.Value, high);
-            ulong end = range.Start.Value + range.Length;
-            if (end > start)
-            {
-                map.Add((start, end, E820Type.Ram));
-            }
-        }
-
-        return map;
     }
 
     private static void Put(Span<byte> page, int field, ushort value) => BinaryPrimitives.WriteUInt16LittleEndian(page[field..], value);
@@ -80,13 +62,6 @@ internal static class BootParameters
     private static void Put(Span<byte> page, int field, uint value) => BinaryPrimitives.WriteUInt32LittleEndian(page[field..], value);
 
     private static void Put(Span<byte> page, int field, ulong value) => BinaryPrimitives.WriteUInt64LittleEndian(page[field..], value);
-
-    /// <summary>Address range types (ACPI 6.4, 15.1).</summary>
-    private enum E820Type : uint
-    {
-        Ram = 1,
-        Reserved = 2,
-    }
 
     /// <summary>Offsets of the fields outside the setup header.</summary>
     public static class Field

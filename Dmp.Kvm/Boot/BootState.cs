@@ -2,20 +2,42 @@ using Dmp.Kvm.Memory;
 
 namespace Dmp.Kvm.Boot;
 
+/// <summary>The mode in which a kernel is entered.</summary>
+public enum BootMode
+{
+    /// <summary>64-bit mode, paging on.</summary>
+    LongMode,
+
+    /// <summary>32-bit protected mode, paging off.</summary>
+    ProtectedMode,
+}
+
 /// <summary>
-/// A loaded guest, and how its first vCPU begins: 64-bit mode, paging on, interrupts off, as the 64-bit boot protocol has it
-/// (Linux Documentation/arch/x86/boot.rst, "64-bit Boot Protocol"). Addresses are identity-mapped: physical equals virtual.
+/// A loaded guest, and how its first vCPU begins: interrupts off, flat segments, and either as the 64-bit boot protocol has it (Linux
+/// Documentation/arch/x86/boot.rst, "64-bit Boot Protocol"), where addresses are identity-mapped, or in 32-bit mode.
 /// </summary>
 public sealed record BootState
 {
+    /// <summary>In which mode.</summary>
+    public BootMode Mode { get; init; }
+
+    /// <summary>EAX in 32-bit mode.</summary>
+    public uint Eax { get; init; }
+
+    /// <summary>EBX in 32-bit mode.</summary>
+    public uint Ebx { get; init; }
+
+    /// <summary>ESI in 32-bit mode.</summary>
+    public uint Esi { get; init; }
+
     /// <summary>First instruction (RIP).</summary>
     public required GuestPhysicalAddress Entry { get; init; }
 
-    /// <summary>boot_params (RSI).</summary>
+    /// <summary>boot_params (RSI), or the multiboot information.</summary>
     public required GuestPhysicalAddress BootParameters { get; init; }
 
-    /// <summary>The PML4 (CR3).</summary>
-    public required GuestPhysicalAddress PageTableRoot { get; init; }
+    /// <summary>The PML4 (CR3); nothing in 32-bit mode.</summary>
+    public GuestPhysicalAddress PageTableRoot { get; init; }
 
     /// <summary>First stack pointer (RSP).</summary>
     public required GuestPhysicalAddress StackTop { get; init; }
@@ -26,7 +48,7 @@ public sealed record BootState
     /// <summary>Limit of the GDT: its size in bytes less one.</summary>
     public required ushort GdtLimit { get; init; }
 
-    /// <summary>CS: a flat 64-bit code segment of ring 0.</summary>
+    /// <summary>CS: a flat code segment of ring 0.</summary>
     public ushort CodeSelector { get; init; } = BootLayout.CodeSelector;
 
     /// <summary>DS, ES and SS: a flat data segment.</summary>

@@ -16,17 +16,15 @@ internal readonly record struct ElfSegment(
 }
 
 /// <summary>
-/// The parts of an ELF64 executable that a loader needs: entry, PT_LOAD segments, build id. (System V ABI, chapters 4 and 5;
-/// offsets are those of Elf64_Ehdr, Elf64_Phdr and Elf64_Nhdr.)
+/// The parts of an ELF executable for x86 that a loader needs: entry, PT_LOAD segments, build id. (System V ABI, chapters 4 and 5.)
 /// </summary>
 internal sealed class ElfImage
 {
-    private const int HeaderSize = 64;
-    private const int ProgramHeaderSize = 56;
+    private const int ClassOffset = 4;
     private const byte Class64 = 2;
     private const byte LittleEndian = 1;
     private const ushort TypeExecutable = 2;
-    private const ushort MachineX86_64 = 62;
+    private const int SmallestHeader = 52;
     private const uint SegmentLoad = 1;
     private const uint SegmentNote = 4;
     private const uint NoteBuildId = 3;
@@ -35,12 +33,16 @@ internal sealed class ElfImage
     /// <summary>More than any kernel has; keeps the check for overlaps cheap.</summary>
     private const int MostSegments = 128;
 
-    private ElfImage(ulong entry, List<ElfSegment> segments, string? buildId)
+    private ElfImage(bool is64Bit, ulong entry, List<ElfSegment> segments, string? buildId)
     {
+        Is64Bit = is64Bit;
         Entry = entry;
         Segments = segments;
         BuildId = buildId;
     }
+
+    /// <summary>Whether it is an ELF64 file for x86-64, and not an ELF32 file for the 80386.</summary>
+    public bool Is64Bit { get; }
 
     /// <summary>Physical address of the first instruction.</summary>
     public ulong Entry { get; }
@@ -66,17 +68,18 @@ internal sealed class ElfImage
                 path, "what the payload unpacks to is not an ELF kernel; the file is damaged, get it again");
         }
 
-        if (file.Length < HeaderSize)
+        if (file.Length < SmallestHeader || file.Length < FormatOf(file).HeaderSize)
         {
             throw new KernelImageException(
-                path, $"truncated: an ELF header has {HeaderSize} bytes, the file {file.Length}; get it again");
+                path, $"truncated: an ELF header has {SmallestHeader} bytes or more, the file {file.Length}; get it again");
         }
 
-        if (file[4] != Class64 || file[5] != LittleEndian || U16(file, 18) != MachineX86_64)
+        ElfFormat format = FormatOf(file);
+        if (file[ClassOffset] != format.Class || file[5] != LittleEndian || U16(file, 18) != format.Machine)
         {
             throw new KernelImageException(
                 path,
-                $"an ELF file for another machine ({(file[4] == Class64 ? 64 : 32)} bits, machine {U16(file, 18)}); "
+                $"an ELF file for another machine ({(file[ClassOffset] == Class64 ? 64 : 32)} bits, machine {U16(file, 18)}); "
                 + "use an x86-64 kernel");
         }
 
@@ -86,19 +89,19 @@ internal sealed class ElfImage
                 path, $"an ELF file of type {U16(file, 16)}, not an executable; use the vmlinux, not an object or a module");
         }
 
-        ReadOnlySpan<byte> table = ProgramHeaders(path, file);
+        ReadOnlySpan<byte> table = ProgramHeaders(path, file, format);
         var segments = new List<ElfSegment>();
         string? buildId = null;
-        for (; !table.IsEmpty; table = table[ProgramHeaderSize..])
+        for (; !table.IsEmpty; table = table[format.ProgramHeaderSize..])
         {
             uint type = U32(table, 0);
-            if (type == SegmentLoad && U64(table, 40) != 0)
+            if (type == SegmentLoad && format.Word(table, format.MemorySize) != 0)
             {
-                segments.Add(ReadSegment(path, table, file.Length));
+                segments.Add(ReadSegment(path, table, format, file.Length));
             }
             else if (type == SegmentNote)
             {
-                buildId ??= FindBuildId(file, U64(table, 8), U64(table, 32));
+                buildId ??= FindBuildId(file, format.Word(table, format.Offset), format.Word(table, format.FileSize));
             }
         }
 
@@ -109,26 +112,30 @@ internal sealed class ElfImage
 
         segments.Sort((a, b) => a.PhysicalAddress.CompareTo(b.PhysicalAddress));
         CheckOverlaps(path, segments);
-        return new ElfImage(FindEntry(path, U64(file, 24), segments), segments, buildId);
+        return new ElfImage(
+            file[ClassOffset] == Class64, FindEntry(path, format.Word(file, ElfFormat.Entry), segments), segments, buildId);
     }
 
-    private static ReadOnlySpan<byte> ProgramHeaders(string path, ReadOnlySpan<byte> file)
+    private static ElfFormat FormatOf(ReadOnlySpan<byte> file) =>
+        file[ClassOffset] == Class64 ? ElfFormat.SixtyFour : ElfFormat.ThirtyTwo;
+
+    private static ReadOnlySpan<byte> ProgramHeaders(string path, ReadOnlySpan<byte> file, ElfFormat format)
     {
-        ulong offset = U64(file, 32);
-        int size = U16(file, 54);
-        int count = U16(file, 56);
+        ulong offset = format.Word(file, format.ProgramHeaders);
+        int size = U16(file, format.ProgramHeaderEntry);
+        int count = U16(file, format.ProgramHeaderEntry + sizeof(ushort));
         if (count == 0)
         {
             throw new KernelImageException(path, "has no program headers; use a linked vmlinux or bzImage");
         }
 
-        if (size != ProgramHeaderSize)
+        if (size != format.ProgramHeaderSize)
         {
             throw new KernelImageException(
-                path, $"has program headers of {size} bytes instead of {ProgramHeaderSize}; the file is damaged, get it again");
+                path, $"has program headers of {size} bytes instead of {format.ProgramHeaderSize}; the file is damaged, get it again");
         }
 
-        ulong length = (ulong)count * ProgramHeaderSize;
+        ulong length = (ulong)(count * format.ProgramHeaderSize);
         if (!Inside(offset, length, file.Length))
         {
             throw new KernelImageException(path, "truncated: the program headers lie outside the file; get it again");
@@ -137,13 +144,13 @@ internal sealed class ElfImage
         return file.Slice((int)offset, (int)length);
     }
 
-    private static ElfSegment ReadSegment(string path, ReadOnlySpan<byte> header, int fileLength)
+    private static ElfSegment ReadSegment(string path, ReadOnlySpan<byte> header, ElfFormat format, int fileLength)
     {
-        ulong offset = U64(header, 8);
-        ulong virtualAddress = U64(header, 16);
-        ulong physicalAddress = U64(header, 24);
-        ulong fileSize = U64(header, 32);
-        ulong memorySize = U64(header, 40);
+        ulong offset = format.Word(header, format.Offset);
+        ulong virtualAddress = format.Word(header, format.VirtualAddress);
+        ulong physicalAddress = format.Word(header, format.PhysicalAddress);
+        ulong fileSize = format.Word(header, format.FileSize);
+        ulong memorySize = format.Word(header, format.MemorySize);
         if (!Inside(offset, fileSize, fileLength))
         {
             throw new KernelImageException(
@@ -241,6 +248,4 @@ internal sealed class ElfImage
     private static ushort U16(ReadOnlySpan<byte> bytes, int offset) => BinaryPrimitives.ReadUInt16LittleEndian(bytes[offset..]);
 
     private static uint U32(ReadOnlySpan<byte> bytes, int offset) => BinaryPrimitives.ReadUInt32LittleEndian(bytes[offset..]);
-
-    private static ulong U64(ReadOnlySpan<byte> bytes, int offset) => BinaryPrimitives.ReadUInt64LittleEndian(bytes[offset..]);
 }

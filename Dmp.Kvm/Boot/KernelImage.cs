@@ -2,8 +2,21 @@ using System.Security.Cryptography;
 
 namespace Dmp.Kvm.Boot;
 
+/// <summary>How a kernel wants to be started.</summary>
+internal enum BootProtocol
+{
+    /// <summary>Linux, unpacked by the loader and entered in 64-bit mode.</summary>
+    Linux64,
+
+    /// <summary>Linux, entered in 32-bit mode; it unpacks itself.</summary>
+    Linux32,
+
+    /// <summary>Multiboot 1.</summary>
+    Multiboot,
+}
+
 /// <summary>
-/// A kernel file, read, unpacked and checked, ready for <see cref="LinuxLoader"/>. Holds the unpacked kernel (tens of MiB)
+/// A kernel file, read, unpacked and checked, ready for <see cref="KernelLoader"/>. Holds the unpacked kernel (tens of MiB)
 /// outside the managed heap until it is disposed.
 /// </summary>
 public sealed class KernelImage : IDisposable
@@ -11,14 +24,19 @@ public sealed class KernelImage : IDisposable
     /// <summary>Largest kernel file that is read, in bytes.</summary>
     public const long MaximumFile = KernelPayload.MaximumUnpacked;
 
+    private readonly HostBuffer _file;
     private readonly HostBuffer _image;
 
-    private KernelImage(string path, HostBuffer image, SetupHeader header)
+    private KernelImage(string path, HostBuffer file, HostBuffer image, SetupHeader header)
     {
+        _file = file;
         _image = image;
         Path = path;
         Header = header;
         Elf = ElfImage.Parse(path, image.Span);
+        Protocol = ReferenceEquals(file, image) ? ProtocolOfElf() : Elf.Is64Bit && !header.Lacks64BitEntry
+            ? BootProtocol.Linux64
+            : BootProtocol.Linux32;
         Id = Convert.ToHexStringLower(SHA256.HashData(image.Span));
     }
 
@@ -31,15 +49,23 @@ public sealed class KernelImage : IDisposable
     /// <summary>The GNU build id in hexadecimal, or null when the kernel has none.</summary>
     public string? BuildId => Elf.BuildId;
 
-    /// <summary>The unpacked kernel, an ELF64 file. Not to be used after <see cref="Dispose"/>.</summary>
+    /// <summary>The unpacked kernel, an ELF file. Not to be used after <see cref="Dispose"/>.</summary>
     public ReadOnlySpan<byte> Bytes => _image.Span;
+
+    internal BootProtocol Protocol { get; }
+
+    /// <summary>Whether it is a bzImage, which can be entered in 32-bit mode.</summary>
+    internal bool IsPacked => !ReferenceEquals(_file, _image);
+
+    /// <summary>The part of a bzImage that runs in protected mode and unpacks the kernel. Not to be used after <see cref="Dispose"/>.</summary>
+    internal ReadOnlySpan<byte> ProtectedModeCode => _file.Span[(int)Header.ProtectedModeOffset..];
 
     internal SetupHeader Header { get; }
 
     internal ElfImage Elf { get; }
 
     /// <summary>Reads a kernel.</summary>
-    /// <param name="path">A bzImage, or an ELF64 vmlinux.</param>
+    /// <param name="path">A bzImage, an ELF64 vmlinux, or a multiboot image.</param>
     /// <exception cref="KernelImageException">The file cannot be read, or is not a kernel that can be started.</exception>
     public static KernelImage Open(string path)
     {
@@ -58,10 +84,9 @@ public sealed class KernelImage : IDisposable
                 header = SetupHeader.Parse(path, file.Span);
                 (int start, int length) = header.Payload(path, file.Length);
                 unpacked = KernelPayload.Unpack(path, file, start, length);
-                file.Dispose();
             }
 
-            return new KernelImage(path, unpacked, header);
+            return new KernelImage(path, file, unpacked, header);
         }
         catch (Exception e)
         {
@@ -77,7 +102,31 @@ public sealed class KernelImage : IDisposable
     }
 
     /// <inheritdoc/>
-    public void Dispose() => _image.Dispose();
+    public void Dispose()
+    {
+        _image.Dispose();
+        _file.Dispose();
+    }
+
+    private BootProtocol ProtocolOfElf()
+    {
+        bool multiboot = MultibootHeader.TryFind(_image.Span, out MultibootHeader header);
+        if (!multiboot)
+        {
+            return Elf.Is64Bit
+                ? BootProtocol.Linux64
+                : throw new KernelImageException(Path, "a 32-bit ELF file without a multiboot header; use a bzImage or a multiboot image");
+        }
+
+        if (Elf.Is64Bit)
+        {
+            throw new KernelImageException(
+                Path, "a multiboot image as an ELF64 file, which multiboot 1 does not know; convert it (objcopy -O elf32-i386)");
+        }
+
+        header.Check(Path);
+        return BootProtocol.Multiboot;
+    }
 
     private static HostBuffer ReadFile(string path)
     {

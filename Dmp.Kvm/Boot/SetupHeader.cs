@@ -35,6 +35,9 @@ internal sealed class SetupHeader
     /// <summary>xloadflags: the kernel has the 64-bit entry point.</summary>
     private const ushort Kernel64 = 1 << 0;
 
+    /// <summary>relocatable_kernel and kernel_alignment exist since 2.05, pref_address and init_size since 2.10.</summary>
+    private const ushort FirstWithPreferredAddress = 0x020A;
+
     private const int SectorSize = 512;
     private const int DefaultSetupSectors = 4;
 
@@ -64,8 +67,19 @@ internal sealed class SetupHeader
     /// <summary>Memory that the kernel needs from its start until it can read the memory map, in bytes; 0 when not said.</summary>
     public uint InitSize => U32(Field.InitSize);
 
+    /// <summary>Whether the kernel says that it has no 64-bit entry point; an old one says nothing.</summary>
+    public bool Lacks64BitEntry => Version >= FirstWithLoadFlags && (U16(Field.LoadFlagsExtended) & Kernel64) == 0;
+
+    /// <summary>Where the protected-mode part wants to lie when it may lie anywhere, else 1 MiB, where it has to.</summary>
+    public ulong ProtectedModeAddress => IsRelocatable ? PreferredAddress : BootLayout.HighMemory.Value;
+
+    /// <summary>Where the kernel unpacks itself to; <see cref="InitSize"/> counts from here.</summary>
+    public ulong PreferredAddress => Version >= FirstWithPreferredAddress ? U64(Field.PreferredAddress) : BootLayout.HighMemory.Value;
+
+    private bool IsRelocatable => Version >= FirstWithPreferredAddress && _fields[Field.RelocatableKernel - Start] != 0;
+
     /// <summary>Where the protected-mode part begins in the file.</summary>
-    private long ProtectedModeOffset
+    public long ProtectedModeOffset
     {
         get
         {
@@ -84,7 +98,7 @@ internal sealed class SetupHeader
     /// <summary>Reads and checks the header of a bzImage.</summary>
     /// <param name="path">The file's name, for messages.</param>
     /// <param name="file">The first bytes of the file; <see cref="IsPresent"/> holds.</param>
-    /// <exception cref="KernelImageException">The header is one of a kernel that cannot be started in 64-bit mode.</exception>
+    /// <exception cref="KernelImageException">The header is too old, or damaged.</exception>
     public static SetupHeader Parse(string path, ReadOnlySpan<byte> file)
     {
         ushort version = BinaryPrimitives.ReadUInt16LittleEndian(file[Field.Version..]);
@@ -93,7 +107,7 @@ internal sealed class SetupHeader
             throw new KernelImageException(
                 path,
                 $"boot protocol {version >> 8}.{version & 0xFF:d2} is too old; "
-                + "use a 64-bit kernel (protocol 2.08 or later)");
+                + "use a kernel with protocol 2.08 or later (Linux 2.6.26)");
         }
 
         // The jump at 0x200 skips the header: its displacement, counted from the next instruction, is the header's end.
@@ -106,13 +120,7 @@ internal sealed class SetupHeader
 
         byte[] fields = new byte[Limit - Start];
         file[Start..Math.Min(end, Limit)].CopyTo(fields);
-        var header = new SetupHeader(fields);
-        if (version >= FirstWithLoadFlags && (header.U16(Field.LoadFlagsExtended) & Kernel64) == 0)
-        {
-            throw new KernelImageException(path, "a 32-bit kernel; use a kernel built for x86-64");
-        }
-
-        return header;
+        return new SetupHeader(fields);
     }
 
     /// <summary>The header for a kernel that has none: a bare vmlinux.</summary>
@@ -154,6 +162,8 @@ internal sealed class SetupHeader
 
     private uint U32(int field) => BinaryPrimitives.ReadUInt32LittleEndian(_fields.AsSpan(field - Start));
 
+    private ulong U64(int field) => BinaryPrimitives.ReadUInt64LittleEndian(_fields.AsSpan(field - Start));
+
     private void Put(int field, ushort value) => BinaryPrimitives.WriteUInt16LittleEndian(_fields.AsSpan(field - Start), value);
 
     private void Put(int field, uint value) => BinaryPrimitives.WriteUInt32LittleEndian(_fields.AsSpan(field - Start), value);
@@ -185,6 +195,9 @@ internal sealed class SetupHeader
         /// <summary>loadflags, 1 byte.</summary>
         public const int LoadFlags = 0x211;
 
+        /// <summary>code32_start, 4 bytes.</summary>
+        public const int Code32Start = 0x214;
+
         /// <summary>ramdisk_image, 4 bytes.</summary>
         public const int RamdiskImage = 0x218;
 
@@ -196,6 +209,9 @@ internal sealed class SetupHeader
 
         /// <summary>initrd_addr_max, 4 bytes.</summary>
         public const int InitrdAddressMaximum = 0x22C;
+
+        /// <summary>relocatable_kernel, 1 byte.</summary>
+        public const int RelocatableKernel = 0x234;
 
         /// <summary>xloadflags, 2 bytes.</summary>
         public const int LoadFlagsExtended = 0x236;
@@ -211,6 +227,9 @@ internal sealed class SetupHeader
 
         /// <summary>setup_data, 8 bytes.</summary>
         public const int SetupData = 0x250;
+
+        /// <summary>pref_address, 8 bytes.</summary>
+        public const int PreferredAddress = 0x258;
 
         /// <summary>init_size, 4 bytes.</summary>
         public const int InitSize = 0x260;

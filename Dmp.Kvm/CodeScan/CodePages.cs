@@ -106,6 +106,15 @@ internal sealed class CodePages(GuestMemory memory)
         }
     }
 
+    /// <summary>The frames of scanned code below one.</summary>
+    internal ulong[] FramesBelow(ulong end)
+    {
+        lock (sync)
+        {
+            return [.. pages.Keys.Where(frame => frame < end)];
+        }
+    }
+
     /// <summary>Whether a frame holds code that was loaded, not made.</summary>
     internal bool IsOriginalText(ulong frame) => frame >= OriginalText.First && frame < OriginalText.End;
 

@@ -125,7 +125,8 @@ internal sealed class CpuState(VcpuPage page)
     internal ulong Dr6 = (ulong)Cpu.Dr6.Fixed;
     internal ulong Dr7 = Dr7AtReset;
 
-    private const ulong Dr7AtReset = 0x400;
+    /// <summary>Value of DR7 after reset.</summary>
+    internal const ulong Dr7AtReset = 0x400;
 
     /// <summary>Whether the guest runs its user code.</summary>
     internal bool UserMode => Cpl == 3;

@@ -80,6 +80,9 @@ internal enum Outcome
     /// <summary>Delivering an event failed: triple fault.</summary>
     Shutdown,
 
+    /// <summary>It leaves 64-bit mode, and has not begun.</summary>
+    LeavesLongMode,
+
     /// <summary>It is not an instruction that has to be emulated.</summary>
     NotSensitive,
 

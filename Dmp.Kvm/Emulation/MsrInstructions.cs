@@ -45,7 +45,9 @@ internal sealed class MsrInstructions(EmulationContext context)
         return context.Raise(GuestFault.GeneralProtection);
     }
 
-    private bool TryRead(uint index, out ulong value)
+    /// <summary>Reads an MSR.</summary>
+    /// <returns>False where the guest gets a #GP.</returns>
+    internal bool TryRead(uint index, out ulong value)
     {
         if (LocalApic.OwnsMsr(index))
         {
@@ -90,7 +92,9 @@ internal sealed class MsrInstructions(EmulationContext context)
     /// <summary>DE_CFG[1]: LFENCE is dispatch serializing, which it is on every host that Dmp can run on.</summary>
     private const ulong LfenceSerializes = 1 << 1;
 
-    private bool TryWrite(uint index, ulong value)
+    /// <summary>Writes an MSR.</summary>
+    /// <returns>False where the guest gets a #GP.</returns>
+    internal bool TryWrite(uint index, ulong value)
     {
         if (LocalApic.OwnsMsr(index))
         {

@@ -107,9 +107,14 @@ internal sealed class ReturnInstructions(EmulationContext context)
 
         ushort code = (ushort)frame[1];
         ushort stack = (ushort)frame[4];
-        if (!IsReturnTarget(code, frame[0], out GuestFault fault) || !IsReturnStack(code, stack, out fault))
+        if (!IsReturnTarget(code, frame[0], out bool isLong, out GuestFault fault) || !IsReturnStack(code, stack, out fault))
         {
             return context.Raise(fault);
+        }
+
+        if ((code & RplMask) == 0 && !isLong)
+        {
+            return Outcome.LeavesLongMode;
         }
 
         LoadFlags(frame[2]);
@@ -154,9 +159,14 @@ internal sealed class ReturnInstructions(EmulationContext context)
             return Outcome.Unsupported;
         }
 
-        if (!IsReturnTarget(code, rip, out GuestFault fault))
+        if (!IsReturnTarget(code, rip, out bool isLong, out GuestFault fault))
         {
             return context.Raise(fault);
+        }
+
+        if (!isLong)
+        {
+            return Outcome.LeavesLongMode;
         }
 
         regs.Rip = rip;
@@ -165,8 +175,9 @@ internal sealed class ReturnInstructions(EmulationContext context)
         return Outcome.Jumped;
     }
 
-    private bool IsReturnTarget(ushort selector, ulong target, out GuestFault fault)
+    private bool IsReturnTarget(ushort selector, ulong target, out bool isLong, out GuestFault fault)
     {
+        isLong = false;
         if ((selector & ~RplMask) == 0 || !Paging.IsCanonical(target))
         {
             fault = GuestFault.GeneralProtection;
@@ -174,8 +185,9 @@ internal sealed class ReturnInstructions(EmulationContext context)
         }
 
         fault = new GuestFault(ExceptionVector.GeneralProtection, (uint)(selector & ~RplMask));
-        return segments.TryReadDescriptor(selector, out SegmentDescriptor descriptor)
-            && descriptor.IsCode && descriptor.Privilege == (selector & RplMask)
+        bool found = segments.TryReadDescriptor(selector, out SegmentDescriptor descriptor);
+        isLong = descriptor.IsLong;
+        return found && descriptor.IsCode && descriptor.Privilege == (selector & RplMask)
             && (descriptor.Present || Raise(out fault, ExceptionVector.SegmentNotPresent, selector));
     }
 

@@ -71,6 +71,9 @@ internal sealed class SensitiveInstructions
                 return SoftwareInterrupt(instruction);
             case Mnemonic.Vmcall or Mnemonic.Vmmcall:
                 return hypercalls.Execute();
+            case Mnemonic.Jmp when instruction.IsJmpFarIndirect:
+                // Runs natively, wherever it goes: the start-up phase ends in 64-bit mode.
+                return Outcome.LeavesLongMode;
             case Mnemonic.Rdfsbase or Mnemonic.Rdgsbase or Mnemonic.Wrfsbase or Mnemonic.Wrgsbase:
                 return segments.MoveBase(instruction);
             case Mnemonic.Monitor or Mnemonic.Mwait or Mnemonic.Clac or Mnemonic.Stac:

@@ -13,18 +13,26 @@ internal enum KvmRequest : uint
     CreateVcpu = 0xAE41,
     SetUserMemoryRegion = 0x4020_AE46,
     SetTssAddress = 0xAE47,
+    EnableCap = 0x4068_AEA3,
+    SetMsrFilter = 0x4188_AEC6,
     Run = 0xAE80,
     SetRegs = 0x4090_AE82,
     SetSregs = 0x4138_AE84,
     GetSregs = 0x8138_AE83,
+    Translate = 0xC018_AE85,
+    Interrupt = 0x4004_AE86,
     GetMsrs = 0xC008_AE88,
     SetMsrs = 0x4008_AE89,
     SetCpuid2 = 0x4008_AE90,
     SetSignalMask = 0x4004_AE8B,
+    NonMaskableInterrupt = 0xAE9A,
+    SetGuestDebug = 0x4048_AE9B,
     GetVcpuEvents = 0x8040_AE9F,
+    SetVcpuEvents = 0x4040_AEA0,
     GetDebugRegs = 0x8080_AEA1,
     SetDebugRegs = 0x4080_AEA2,
     GetTscKhz = 0xAEA3,
+    GetXcrs = 0x8188_AEA6,
     SetXcrs = 0x4188_AEA7,
     SetDeviceAttribute = 0x4018_AEE1,
 }
@@ -49,6 +57,7 @@ internal struct KvmDeviceAttribute
 internal enum KvmCapability
 {
     UserMemory = 3,
+    SetGuestDebug = 23,
     ExtendedCpuid = 7,
     VcpuEvents = 41,
     DebugRegs = 50,
@@ -56,6 +65,8 @@ internal enum KvmCapability
     GetTscKhz = 61,
     SyncRegs = 74,
     ImmediateExit = 136,
+    UserSpaceMsr = 188,
+    MsrFilter = 189,
 }
 
 /// <summary>KVM_EXIT_* numbers.</summary>
@@ -72,7 +83,10 @@ internal enum KvmExitReason : uint
     Shutdown = 8,
     FailEntry = 9,
     Interrupted = 10,
+    SetTaskPriority = 11,
     InternalError = 17,
+    ReadMsr = 29,
+    WriteMsr = 30,
 }
 
 /// <summary>struct kvm_regs.</summary>
@@ -120,11 +134,19 @@ internal unsafe struct KvmRun
     internal const ulong SyncRegs = 1;
     internal const ulong SyncSregs = 2;
 
+    /// <summary>Whether KVM_RUN is to return as soon as an interrupt can be injected.</summary>
+    [FieldOffset(0)]
+    internal byte RequestInterruptWindow;
+
     [FieldOffset(1)]
     internal byte ImmediateExit;
 
     [FieldOffset(8)]
     internal KvmExitReason ExitReason;
+
+    /// <summary>Whether KVM_INTERRUPT would be taken at once.</summary>
+    [FieldOffset(12)]
+    internal byte ReadyForInterrupt;
 
     [FieldOffset(32)]
     internal byte IoDirection;
@@ -134,6 +156,12 @@ internal unsafe struct KvmRun
 
     [FieldOffset(34)]
     internal ushort IoPort;
+
+    [FieldOffset(36)]
+    internal uint IoCount;
+
+    [FieldOffset(40)]
+    internal ulong IoDataOffset;
 
     /// <summary>KVM_EXIT_FAIL_ENTRY: the hardware's reason.</summary>
     [FieldOffset(32)]
@@ -145,6 +173,25 @@ internal unsafe struct KvmRun
 
     [FieldOffset(32)]
     internal ulong MmioAddress;
+
+    [FieldOffset(40)]
+    internal ulong MmioData;
+
+    [FieldOffset(48)]
+    internal uint MmioLength;
+
+    [FieldOffset(52)]
+    internal byte MmioIsWrite;
+
+    /// <summary>KVM_EXIT_X86_RDMSR and WRMSR: not 0 for #GP.</summary>
+    [FieldOffset(32)]
+    internal byte MsrError;
+
+    [FieldOffset(44)]
+    internal uint MsrIndex;
+
+    [FieldOffset(48)]
+    internal ulong MsrData;
 
     [FieldOffset(288)]
     internal ulong ValidRegs;
@@ -187,7 +234,7 @@ internal struct KvmMsrEntry
     internal ulong Data;
 }
 
-/// <summary>struct kvm_vcpu_events: the part about exceptions.</summary>
+/// <summary>struct kvm_vcpu_events: the part about exceptions and interrupts on their way.</summary>
 [StructLayout(LayoutKind.Explicit, Size = 64)]
 internal struct KvmVcpuEvents
 {
@@ -199,6 +246,85 @@ internal struct KvmVcpuEvents
 
     [FieldOffset(3)]
     internal byte ExceptionPending;
+
+    [FieldOffset(8)]
+    internal byte InterruptInjected;
+
+    [FieldOffset(11)]
+    internal byte InterruptShadow;
+
+    [FieldOffset(12)]
+    internal byte NmiInjected;
+
+    [FieldOffset(13)]
+    internal byte NmiPending;
+
+    [FieldOffset(14)]
+    internal byte NmiMasked;
+
+    /// <summary>Which of the optional fields are meant.</summary>
+    [FieldOffset(20)]
+    internal uint Flags;
+}
+
+/// <summary>struct kvm_guest_debug.</summary>
+[StructLayout(LayoutKind.Explicit, Size = 72)]
+internal struct KvmGuestDebug
+{
+    internal const uint Enable = 1 << 0;
+    internal const uint SingleStep = 1 << 1;
+
+    [FieldOffset(0)]
+    internal uint Control;
+}
+
+/// <summary>struct kvm_translation.</summary>
+[StructLayout(LayoutKind.Explicit, Size = 24)]
+internal struct KvmTranslation
+{
+    [FieldOffset(0)]
+    internal ulong LinearAddress;
+
+    [FieldOffset(8)]
+    internal ulong PhysicalAddress;
+
+    [FieldOffset(16)]
+    internal byte Valid;
+}
+
+/// <summary>struct kvm_enable_cap.</summary>
+[StructLayout(LayoutKind.Explicit, Size = 104)]
+internal struct KvmEnableCap
+{
+    [FieldOffset(0)]
+    internal uint Capability;
+
+    [FieldOffset(8)]
+    internal ulong Argument;
+}
+
+/// <summary>struct kvm_msr_filter with one range.</summary>
+[StructLayout(LayoutKind.Explicit, Size = 392)]
+internal struct KvmMsrFilter
+{
+    internal const uint DefaultDeny = 1 << 0;
+    internal const uint Read = 1 << 0;
+    internal const uint Write = 1 << 1;
+
+    [FieldOffset(0)]
+    internal uint Flags;
+
+    [FieldOffset(8)]
+    internal uint RangeFlags;
+
+    [FieldOffset(12)]
+    internal uint RangeCount;
+
+    [FieldOffset(16)]
+    internal uint RangeFirst;
+
+    [FieldOffset(24)]
+    internal ulong RangeBitmap;
 }
 
 /// <summary>struct kvm_debugregs.</summary>
@@ -213,4 +339,22 @@ internal unsafe struct KvmDebugRegs
 
     [FieldOffset(40)]
     internal ulong Dr7;
+
+    /// <summary>Copies DR0 to DR3 from here.</summary>
+    internal readonly void GetAddresses(Span<ulong> destination)
+    {
+        for (int number = 0; number < destination.Length; number++)
+        {
+            destination[number] = Address[number];
+        }
+    }
+
+    /// <summary>Copies DR0 to DR3 to here.</summary>
+    internal void SetAddresses(ReadOnlySpan<ulong> source)
+    {
+        for (int number = 0; number < source.Length; number++)
+        {
+            Address[number] = source[number];
+        }
+    }
 }

@@ -71,6 +71,64 @@ internal sealed unsafe class KvmVcpu : ICpuRegisters, IDisposable
         !MemoryMarshal.AsBytes(new ReadOnlySpan<KvmSregs>(in known)).SequenceEqual(
             MemoryMarshal.AsBytes(new ReadOnlySpan<KvmSregs>(in run->Sregs)));
 
+    /// <summary>
+    /// Lets KVM finish an instruction whose exit was answered, and runs none: it would go on in the middle of it at the next KVM_RUN,
+    /// whatever the registers say by then. <see cref="Regs"/> and <see cref="Sregs"/> are KVM's afterwards.
+    /// </summary>
+    /// <param name="loadRegisters">Whether KVM takes the registers as they stand.</param>
+    internal void Exchange(bool loadRegisters)
+    {
+        run->ImmediateExit = 1;
+        _ = Run(loadRegisters);
+        run->ImmediateExit = 0;
+    }
+
+    /// <summary>The bytes of an exit for port I/O: to be filled for IN, to be read for OUT.</summary>
+    internal Span<byte> IoData => new((byte*)run + run->IoDataOffset, (int)(run->IoCount * run->IoSize));
+
+    /// <summary>Answers a read of memory-mapped registers.</summary>
+    internal void AnswerMmio(ulong value) => run->MmioData = value;
+
+    /// <summary>Answers RDMSR and WRMSR.</summary>
+    /// <param name="value">What RDMSR returns.</param>
+    /// <param name="fault">Whether the instruction ends with #GP.</param>
+    internal void AnswerMsr(ulong value, bool fault)
+    {
+        run->MsrData = value;
+        run->MsrError = fault ? (byte)1 : (byte)0;
+    }
+
+    /// <summary>Whether KVM_RUN is to return as soon as an interrupt can be injected.</summary>
+    internal void RequestInterruptWindow(bool wanted) => run->RequestInterruptWindow = wanted ? (byte)1 : (byte)0;
+
+    /// <summary>Injects an interrupt; only when KVM is ready for one.</summary>
+    internal void InjectInterrupt(byte vector)
+    {
+        uint argument = vector;
+        Check(KvmRequest.Interrupt, &argument);
+    }
+
+    /// <summary>Makes KVM deliver an NMI.</summary>
+    internal void InjectNmi() => Check(KvmRequest.NonMaskableInterrupt, null);
+
+    /// <summary>Makes the next KVM_RUN end with KVM_EXIT_DEBUG behind one instruction, or ends that.</summary>
+    /// <returns>Whether KVM can do it.</returns>
+    internal bool TrySingleStep(bool enable)
+    {
+        KvmGuestDebug debug = new() { Control = enable ? KvmGuestDebug.Enable | KvmGuestDebug.SingleStep : 0 };
+        return Libc.Ioctl(descriptor, (nuint)KvmRequest.SetGuestDebug, &debug) == 0;
+    }
+
+    /// <summary>Translates a linear address as the vCPU's paging mode does.</summary>
+    /// <returns>Whether it is mapped.</returns>
+    internal bool TryTranslate(ulong linearAddress, out ulong physicalAddress)
+    {
+        KvmTranslation translation = new() { LinearAddress = linearAddress };
+        bool known = Libc.Ioctl(descriptor, (nuint)KvmRequest.Translate, &translation) == 0 && translation.Valid != 0;
+        physicalAddress = translation.PhysicalAddress;
+        return known;
+    }
+
     /// <summary>Sets the signals that stay blocked inside KVM_RUN.</summary>
     internal void SetSignalMask(ulong blocked)
     {
@@ -127,6 +185,28 @@ internal sealed unsafe class KvmVcpu : ICpuRegisters, IDisposable
         return Libc.Ioctl(descriptor, (nuint)KvmRequest.SetXcrs, argument) == 0;
     }
 
+    /// <summary>Reads XCR0.</summary>
+    /// <returns>Whether KVM has it.</returns>
+    internal bool TryGetXcr0(out ulong value)
+    {
+        byte* argument = stackalloc byte[XcrsSize];
+        new Span<byte>(argument, XcrsSize).Clear();
+        bool known = Libc.Ioctl(descriptor, (nuint)KvmRequest.GetXcrs, argument) == 0 && *(uint*)argument != 0;
+        value = Unsafe.ReadUnaligned<ulong>(argument + XcrsFirstValue);
+        return known;
+    }
+
+    /// <summary>Reads DR0 to DR3, DR6 and DR7.</summary>
+    internal KvmDebugRegs GetDebugRegs()
+    {
+        KvmDebugRegs registers;
+        Check(KvmRequest.GetDebugRegs, &registers);
+        return registers;
+    }
+
+    /// <summary>Sets DR0 to DR3, DR6 and DR7.</summary>
+    internal void SetDebugRegs(KvmDebugRegs registers) => Check(KvmRequest.SetDebugRegs, &registers);
+
     /// <summary>The frequency of the guest's TSC in kHz, or 0 when KVM does not say.</summary>
     internal int TscKilohertz() => Math.Max(0, Libc.Ioctl(descriptor, (nuint)KvmRequest.GetTscKhz, 0));
 
@@ -153,6 +233,21 @@ internal sealed unsafe class KvmVcpu : ICpuRegisters, IDisposable
         KvmVcpuEvents events;
         Check(KvmRequest.GetVcpuEvents, &events);
         return events.ExceptionInjected != 0 || events.ExceptionPending != 0;
+    }
+
+    /// <summary>Whether an exception, an interrupt or an NMI waits inside KVM to be delivered with the next entry.</summary>
+    internal bool HasPendingEvent()
+    {
+        KvmVcpuEvents events;
+        Check(KvmRequest.GetVcpuEvents, &events);
+        return (events.ExceptionInjected | events.ExceptionPending | events.InterruptInjected | events.NmiInjected | events.NmiPending) != 0;
+    }
+
+    /// <summary>Forgets what waits inside KVM to be delivered, as INIT does.</summary>
+    internal void ForgetPendingEvents()
+    {
+        KvmVcpuEvents events = default;
+        Check(KvmRequest.SetVcpuEvents, &events);
     }
 
     /// <inheritdoc/>

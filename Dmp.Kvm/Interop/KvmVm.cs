@@ -35,6 +35,34 @@ internal sealed unsafe class KvmVm : IDisposable
         }
     }
 
+    /// <summary>
+    /// Makes KVM_RUN return for every RDMSR and WRMSR that the vCPUs execute at CPL 0. Before the first of them runs.
+    /// </summary>
+    /// <returns>Whether KVM can do it.</returns>
+    internal bool TryWatchMsrs()
+    {
+        // KVM_MSR_EXIT_REASON_*: invalid (the x2APIC's, which no filter covers), unknown, filtered.
+        const ulong AllReasons = 7;
+        KvmEnableCap exits = new() { Capability = (uint)KvmCapability.UserSpaceMsr, Argument = AllReasons };
+        if (Libc.Ioctl(descriptor, (nuint)KvmRequest.EnableCap, &exits) < 0)
+        {
+            return false;
+        }
+
+        // A filter that allows nothing is refused: it allows the TSC, which no one knows better than KVM.
+        const uint Tsc = 0x10;
+        ulong one = 1;
+        KvmMsrFilter filter = new()
+        {
+            Flags = KvmMsrFilter.DefaultDeny,
+            RangeFlags = KvmMsrFilter.Read,
+            RangeCount = 1,
+            RangeFirst = Tsc,
+            RangeBitmap = (ulong)&one,
+        };
+        return Libc.Ioctl(descriptor, (nuint)KvmRequest.SetMsrFilter, &filter) >= 0;
+    }
+
     /// <summary>Creates a vCPU. Its TSC is the host's where KVM can do that.</summary>
     internal KvmVcpu CreateVcpu(int index)
     {

@@ -6,7 +6,7 @@ namespace Dmp.Kvm.Machine;
 /// <summary>What a machine is made of. Checked by <see cref="VirtualMachine.Create"/>.</summary>
 public sealed record MachineConfiguration
 {
-    /// <summary>Path of a bzImage or an ELF64 vmlinux.</summary>
+    /// <summary>Path of a bzImage, an ELF64 vmlinux or a multiboot image.</summary>
     public required string KernelPath { get; init; }
 
     /// <summary>Path of the initial RAM disk, or null.</summary>
@@ -14,6 +14,9 @@ public sealed record MachineConfiguration
 
     /// <summary>Kernel command line.</summary>
     public string CommandLine { get; init; } = "";
+
+    /// <summary>Whether a bzImage is entered in 32-bit mode, also if it has a 64-bit entry.</summary>
+    public bool Use32BitEntry { get; init; }
 
     /// <summary>Number of vCPUs, 1 to 16.</summary>
     public int Cpus { get; init; } = 1;

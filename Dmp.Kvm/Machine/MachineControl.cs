@@ -14,6 +14,9 @@ internal sealed class MachineControl : IMachineControl
     // Set once, by compare-exchange; read with Volatile by every vCPU after each exit.
     private VcpuStop? stop;
 
+    // A bit for each vCPU that is halted with interrupts off. Interlocked.
+    private uint deadHalts;
+
     /// <summary>The terminal stop that was requested, or null.</summary>
     internal VcpuStop? Stop => Volatile.Read(ref stop);
 
@@ -34,6 +37,12 @@ internal sealed class MachineControl : IMachineControl
 
     /// <inheritdoc/>
     public void KickAt(int vcpu, long nanoseconds) => vcpus[vcpu].KickAt(nanoseconds);
+
+    /// <summary>A vCPU is halted with interrupts off, or is not any more. Its thread.</summary>
+    /// <returns>A bit for each vCPU of which that is so.</returns>
+    internal uint NoteDeadHalt(int vcpu, bool halted) => halted
+        ? Interlocked.Or(ref deadHalts, 1u << vcpu) | (1u << vcpu)
+        : Interlocked.And(ref deadHalts, ~(1u << vcpu));
 
     private void End(VcpuStop why)
     {

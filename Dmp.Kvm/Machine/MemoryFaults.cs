@@ -119,7 +119,9 @@ internal sealed class MemoryFaults
     }
 
     /// <summary>A scanned frame is about to be written: its bytes come back, and it may not be executed until it is scanned again.</summary>
-    internal void Release(ulong frame)
+    /// <param name="frame">The frame.</param>
+    /// <param name="refill">Whether the page is likely to be used at once by this vCPU.</param>
+    internal void Release(ulong frame, bool refill = true)
     {
         ulong page;
         lock (code.Changes)
@@ -134,8 +136,11 @@ internal sealed class MemoryFaults
             _ = code.Remove(frame, out page);
         }
 
-        // Code is patched by code that reads it before and after.
-        TryPrefill(page, kernelCode: true);
+        if (refill)
+        {
+            // Code is patched by code that reads it before and after.
+            TryPrefill(page, kernelCode: true);
+        }
     }
 
     /// <summary>
@@ -151,6 +156,15 @@ internal sealed class MemoryFaults
         tlb.DropFrame(steppedFrame);
         steppedFrame = NoFrame;
         return !guestWasStepping;
+    }
+
+    /// <summary>The vCPU begins anew: there is no stepped instruction any more.</summary>
+    internal void ForgetStep()
+    {
+        if (Stepping)
+        {
+            _ = EndStep();
+        }
     }
 
     /// <summary>Says whether the guest itself single-steps, before a step of ours begins.</summary>

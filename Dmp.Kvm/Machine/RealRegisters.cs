@@ -12,8 +12,12 @@ internal sealed class RealRegisters
     private readonly MappedMemory? monitor;
     private readonly ulong frame;
     private readonly ulong frameAddress;
+    private readonly int vcpu;
     private readonly Cr4 umip;
     private KvmRegs guest;
+
+    // Whether CR3 is one of our roots, so that the vCPU can be in the monitor: from the first entry on, and not in the start-up phase.
+    private bool rooted;
 
     // Where KVM does not know FSGSBASE, the instructions work at CPL 3 or are emulated.
     private readonly Cr4 mirroredCr4 = Cr4.TimeStampDisable;
@@ -30,7 +34,7 @@ internal sealed class RealRegisters
     // What SYSCALL clears before the monitor's entry: single-stepping must not stop there, and AC and DF are the guest's business.
     private const Rflags SyscallMask = Rflags.Trap | Rflags.Direction | Rflags.AlignmentCheck | Rflags.NestedTask;
 
-    /// <summary>Sets what never changes again.</summary>
+    /// <summary>Sets what never changes again while the guest is deprivileged.</summary>
     /// <param name="kvm">The vCPU.</param>
     /// <param name="vcpu">Its index.</param>
     /// <param name="supported">What KVM supports: it refuses CR4 bits whose feature it does not know.</param>
@@ -54,18 +58,30 @@ internal sealed class RealRegisters
             }
         }
 
+        this.vcpu = vcpu;
         ref KvmSregs sregs = ref kvm.Sregs;
-        MonitorImage.LoadTables(vcpu, ref sregs);
         sregs.Ds = sregs.Es = sregs.Fs = sregs.Gs = new KvmSegment { Unusable = 1 };
-        sregs.Efer = (ulong)RealEfer;
         kvm.Regs = new KvmRegs { Rflags = (ulong)Rflags.AlwaysOne };
+        LoadFixed();
+
+        // The reset value is x87 only; the guest's XSETBV changes it.
+        _ = kvm.TrySetXcr0(1);
+    }
+
+    /// <summary>Sets what is the same for all guest code that is deprivileged: descriptor tables, EFER, the way of SYSCALL.</summary>
+    internal void LoadFixed()
+    {
+        ref KvmSregs sregs = ref kvm.Sregs;
+        rooted = false;
+        MonitorImage.LoadTables(vcpu, ref sregs);
+        sregs.Efer = (ulong)RealEfer;
         _ = kvm.TrySetMsr((uint)Msr.Lstar, MonitorImage.SyscallEntry);
         _ = kvm.TrySetMsr((uint)Msr.Cstar, MonitorImage.SyscallEntry);
         _ = kvm.TrySetMsr((uint)Msr.Star, (ulong)MonitorSegments.MonitorCodeSelector << StarKernelShift);
         _ = kvm.TrySetMsr((uint)Msr.SyscallMask, (ulong)SyscallMask);
 
-        // The reset value is x87 only; the guest's XSETBV changes it.
-        _ = kvm.TrySetXcr0(1);
+        // A null selector: SYSENTER faults.
+        _ = kvm.TrySetMsr((uint)Msr.SysenterCs, 0);
     }
 
     /// <summary>Completes the registers for guest code.</summary>
@@ -86,8 +102,8 @@ internal sealed class RealRegisters
         regs.Rflags = (regs.Rflags & (ulong)Allowed) | (ulong)(Rflags.AlwaysOne | Rflags.Interrupt)
             | (stepping ? (ulong)Rflags.Trap : 0);
 
-        // Before the first exit the vCPU has no root to be in the monitor with; and IRETQ refuses an address that KVM would take.
-        if (monitor is not null && sregs.Cr3 != 0 && Paging.IsCanonical(regs.Rip))
+        // IRETQ refuses an address that KVM would take.
+        if (monitor is not null && rooted && Paging.IsCanonical(regs.Rip))
         {
             LoadForEntryStub(compatibility, root);
             return;
@@ -98,6 +114,7 @@ internal sealed class RealRegisters
             : MonitorSegments.Code(MonitorSegments.UserCodeSelector, 3);
         sregs.Ss = MonitorSegments.Data(MonitorSegments.UserDataSelector, 3);
         sregs.Cr3 = root;
+        rooted = true;
     }
 
     /// <summary>
@@ -144,7 +161,7 @@ internal sealed class RealRegisters
     {
         const int PrivilegeMask = 3;
         ref KvmSregs sregs = ref kvm.Sregs;
-        if ((sregs.Cs.Selector & PrivilegeMask) != 0 || sregs.Cr3 == 0)
+        if ((sregs.Cs.Selector & PrivilegeMask) != 0 || !rooted)
         {
             sregs.Cs = MonitorSegments.Code(MonitorSegments.MonitorCodeSelector, 0);
             sregs.Ss = MonitorSegments.Data(CpuState.NullSelector, 0);
@@ -156,7 +173,7 @@ internal sealed class RealRegisters
     {
         ref KvmSregs sregs = ref kvm.Sregs;
         EnterMonitor();
-        if (sregs.Cr3 == 0)
+        if (!rooted)
         {
             // Any root will do afterwards: all of them map the monitor.
             sregs.Cr3 = root;

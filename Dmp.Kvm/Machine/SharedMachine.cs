@@ -24,6 +24,12 @@ internal sealed record SharedMachine
 
     internal required KvmCpuidEntry[] SupportedCpuid { get; init; }
 
+    /// <summary>Whether code in the VM gets KVM's answers to CPUID, at CPL 3 or before 64-bit mode.</summary>
+    internal bool KvmAnswersCpuid { get; init; }
+
+    /// <summary>Whether KVM returns for RDMSR and WRMSR at CPL 0.</summary>
+    internal bool WatchesMsrs { get; init; }
+
     internal required IClock Clock { get; init; }
 
     internal required Chipset Chipset { get; init; }
@@ -50,4 +56,9 @@ internal sealed record SharedMachine
 
     /// <summary>Whether the hardware walks the shadow tables itself, so that changes need a TLB flush.</summary>
     internal required bool HardwareWalksTables { get; init; }
+
+    /// <summary>
+    /// What KVM is told about a vCPU's CPUID. It cannot be changed once the vCPU has run, so it is the same before and in 64-bit mode.
+    /// </summary>
+    internal KvmCpuidEntry[] KvmCpuid(int vcpu) => KvmAnswersCpuid ? Cpuid.ForKvm(vcpu) : SupportedCpuid;
 }

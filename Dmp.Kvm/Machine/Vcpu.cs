@@ -38,6 +38,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
     private readonly MemoryFaults faults;
     private readonly TlbAudit? audit;
     private readonly InstructionFetcher fetcher;
+    private readonly StartUpPhase startUp;
     private readonly Chipset chipset;
     private readonly ulong frameOffset;
     private readonly ImplantMap? implants;
@@ -47,6 +48,10 @@ internal sealed class Vcpu : IVcpu, IDisposable
 
     // Thread-safe by nature (signals); replaced only between two runs, and published with Volatile.
     private KickSignal? signal;
+
+    // Open from before the vCPU looks for what is new until it is back from guest code or awake.
+    private readonly KickGate gate = new();
+    private readonly LocalApic apic;
 
     // Set by any thread before it kicks; cleared by the vCPU's thread when it returns Paused.
     private int pauseRequested;
@@ -72,12 +77,13 @@ internal sealed class Vcpu : IVcpu, IDisposable
         this.machine = machine;
         Index = index;
         chipset = machine.Chipset;
+        apic = chipset.LocalApics[index];
         kvm = vm.CreateVcpu(index);
-        kvm.SetCpuid(machine.SupportedCpuid);
+        kvm.SetCpuid(machine.KvmCpuid(index));
         ShadowProgram shadow = new(machine.Monitor, index, machine.HardwareWalksTables, RunMonitorCode);
         state = new CpuState(new VcpuPage(machine.Monitor, index));
         implants = machine.Patches?.Map;
-        endOfInterrupt = new ImplantEndOfInterrupt(chipset.LocalApics[index], state.Page);
+        endOfInterrupt = new ImplantEndOfInterrupt(apic, state.Page);
         cpuid = new CpuidTable(machine.Cpuid, index, machine.Monitor);
         tlb = new VirtualTlb(
             shadow,
@@ -110,6 +116,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
         mmio = new MmioInstructions(context);
         frameOffset = MachineLayout.VcpuBlock(index) + MachineLayout.StackTopOffset - (ExceptionFrameWords * sizeof(ulong));
         real = new RealRegisters(kvm, index, machine.SupportedCpuid, machine.MonitorIsNative ? machine.Monitor : null);
+        startUp = new StartUpPhase(context, kvm, real, Exits, machine.Code, machine.WatchesMsrs, frame => faults.Release(frame, refill: false));
     }
 
     /// <inheritdoc/>
@@ -123,6 +130,9 @@ internal sealed class Vcpu : IVcpu, IDisposable
 
     /// <summary>Registers, for loading the boot state and for specs. Only while Run is not executing.</summary>
     internal KvmVcpu Registers => kvm;
+
+    /// <summary>What runs before 64-bit mode. Begun by the boot and by SIPIs, only while Run is not executing or by its thread.</summary>
+    internal StartUpPhase StartUp => startUp;
 
     /// <summary>The TLB, for counters and audits.</summary>
     internal VirtualTlb Tlb => tlb;
@@ -142,7 +152,13 @@ internal sealed class Vcpu : IVcpu, IDisposable
     }
 
     /// <summary>Takes the vCPU out of guest code or a halt, to look at what is new. Any thread.</summary>
-    internal void Kick() => Volatile.Read(ref signal)?.Send();
+    internal void Kick()
+    {
+        if (gate.NeedsSignal())
+        {
+            Volatile.Read(ref signal)?.Send();
+        }
+    }
 
     /// <summary>As <see cref="Kick"/>, at a time. Any thread.</summary>
     internal void KickAt(long nanoseconds) => Volatile.Read(ref signal)?.SendAt(nanoseconds);
@@ -153,7 +169,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
         using KickSignal own = new();
         Volatile.Write(ref signal, own);
         kvm.SetSignalMask(own.MaskInGuest);
-        chipset.LocalApics[Index].BindToCurrentThread();
+        chipset.BeginRun(Index);
         leftGuest = Stopwatch.GetTimestamp();
         RunTimers();
         try
@@ -163,12 +179,15 @@ internal sealed class Vcpu : IVcpu, IDisposable
         finally
         {
             machine.Shootdown.Leave(Index);
+            gate.Close();
             Volatile.Write(ref signal, null);
         }
     }
 
     /// <inheritdoc/>
-    public string DescribeState() => VcpuDescription.Describe(kvm, state, fetcher, recent, Exits);
+    public string DescribeState() => startUp.IsActive
+        ? startUp.Describe()
+        : VcpuDescription.Describe(kvm, state, fetcher, recent, Exits);
 
     /// <inheritdoc/>
     public void Dispose() => kvm.Dispose();
@@ -177,17 +196,38 @@ internal sealed class Vcpu : IVcpu, IDisposable
     {
         while (true)
         {
+            gate.Open();
             if (machine.Control.Stop is { } stop)
             {
                 return stop;
             }
 
+            if (!midGuest && !InsideTemplate && (apic.HasInit || apic.IsWaitingForStartUp))
+            {
+                if (WaitForStartUp() is { } final)
+                {
+                    return final;
+                }
+
+                continue;
+            }
+
+            if (startUp.IsActive)
+            {
+                if (RunStartUp() is { } ended)
+                {
+                    return ended;
+                }
+
+                continue;
+            }
+
             if (!midGuest && InsideTemplate)
             {
                 // Nothing may happen to the guest here. It is over in a moment.
-                if (Volatile.Read(ref pauseRequested) != 0 || chipset.InterruptPending(Index))
+                if (Volatile.Read(ref pauseRequested) != 0 || chipset.HasPending(Index))
                 {
-                    KickAt(machine.Clock.Nanoseconds + machine.KickRetryNanoseconds);
+                    LookAgainSoon();
                 }
 
                 LoadRealRegisters();
@@ -221,6 +261,80 @@ internal sealed class Vcpu : IVcpu, IDisposable
         }
     }
 
+    /// <summary>One entry before 64-bit mode. KVM keeps what is in the middle of something there, so that every exit is a safe point.</summary>
+    private VcpuStop? RunStartUp()
+    {
+        if (Interlocked.Exchange(ref pauseRequested, 0) != 0)
+        {
+            return new VcpuStop.Paused();
+        }
+
+        midGuest = !startUp.BeforeEntry();
+        KvmExitReason reason = EnterGuest();
+
+        // The virtual TLB is empty in this phase: nothing is asked of it that could not be done now.
+        machine.Shootdown.Leave(Index);
+        switch (startUp.AfterExit(reason))
+        {
+            case StartUpResult.Kicked:
+                signal!.Consume();
+                RunTimers();
+                return null;
+            case StartUpResult.Halted:
+                return Halt();
+            case StartUpResult.Failed:
+                return Failed(startUp.Failure);
+            case StartUpResult.Unexpected:
+                return HostTrouble(reason);
+            default:
+                return null;
+        }
+    }
+
+    /// <summary>INIT came, or no SIPI yet: nothing of the guest runs on this vCPU until there is one.</summary>
+    private VcpuStop? WaitForStartUp()
+    {
+        while (true)
+        {
+            gate.Open();
+            _ = apic.TakeInit();
+            if (apic.TryTakeStartUp(out byte vector))
+            {
+                implant = null;
+                interruptShadow = false;
+                state.NmiBlocked = false;
+                faults.ForgetStep();
+                tlb.FlushAll();
+                startUp.Begin(vector);
+                return null;
+            }
+
+            if (machine.Control.Stop is { } stop)
+            {
+                return stop;
+            }
+
+            if (Interlocked.Exchange(ref pauseRequested, 0) != 0)
+            {
+                return new VcpuStop.Paused();
+            }
+
+            WaitForKick();
+        }
+    }
+
+    /// <summary>Sleeps until there is something new, or for a while.</summary>
+    private void WaitForKick()
+    {
+        long before = Stopwatch.GetTimestamp();
+        signal!.Wait(LongestHaltNanoseconds);
+        gate.Close();
+        leftGuest += Stopwatch.GetTimestamp() - before;
+        RunTimers();
+    }
+
+    private void LookAgainSoon() => chipset.LookAgainAt(Index, machine.Clock.Nanoseconds + machine.KickRetryNanoseconds);
+
     private KvmExitReason EnterGuest()
     {
         // Also in the middle of something: the guest may go on from there for a while.
@@ -242,6 +356,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
         long before = Stopwatch.GetTimestamp();
         KvmExitReason reason = kvm.Run(loadRegisters: !midGuest);
         long after = Stopwatch.GetTimestamp();
+        gate.Close();
         if (reason != KvmExitReason.Interrupted)
         {
             machine.Shootdown.Leave(Index);
@@ -521,6 +636,10 @@ internal sealed class Vcpu : IVcpu, IDisposable
                 return Halt();
             case Outcome.Shutdown:
                 return TripleFault();
+            case Outcome.LeavesLongMode:
+                tlb.FlushAll();
+                startUp.Resume();
+                return null;
             default:
                 return Failed($"cannot emulate this instruction: {instruction}");
         }
@@ -612,12 +731,17 @@ internal sealed class Vcpu : IVcpu, IDisposable
         {
             // STI holds interrupts off until the next instruction is over. Nothing tells when it is: look again very soon.
             interruptShadow = false;
-            if (chipset.InterruptPending(Index))
+            if (chipset.HasPending(Index))
             {
-                KickAt(machine.Clock.Nanoseconds + machine.KickRetryNanoseconds);
+                LookAgainSoon();
             }
 
             return true;
+        }
+
+        if (apic.HasNmi && !state.NmiBlocked && !faults.Stepping)
+        {
+            return !apic.TakeNmi() || events.DeliverNmi();
         }
 
         if (!state.InterruptFlag || faults.Stepping || !chipset.InterruptPending(Index)
@@ -634,7 +758,8 @@ internal sealed class Vcpu : IVcpu, IDisposable
     {
         while (true)
         {
-            if (state.InterruptFlag && chipset.InterruptPending(Index))
+            gate.Open();
+            if (chipset.TryEndHalt(Index, state.InterruptFlag, state.NmiBlocked))
             {
                 return null;
             }
@@ -644,24 +769,31 @@ internal sealed class Vcpu : IVcpu, IDisposable
                 return StayHalted();
             }
 
-            if (!state.InterruptFlag && NobodyCanWakeUs())
+            if (state.InterruptFlag)
+            {
+                WaitForKick();
+                continue;
+            }
+
+            if (NobodyCanWakeUs(machine.Control.NoteDeadHalt(Index, halted: true)))
             {
                 return Failed("the guest halted with interrupts disabled: it will never run again");
             }
 
-            long before = Stopwatch.GetTimestamp();
-            signal!.Wait(LongestHaltNanoseconds);
-            leftGuest += Stopwatch.GetTimestamp() - before;
-            RunTimers();
+            WaitForKick();
+            _ = machine.Control.NoteDeadHalt(Index, halted: false);
         }
     }
 
     /// <summary>With interrupts off only an NMI or INIT ends a halt, and only another CPU that runs sends one.</summary>
-    private bool NobodyCanWakeUs()
+    /// <param name="halted">The vCPUs that are halted like that.</param>
+    private bool NobodyCanWakeUs(uint halted)
     {
         for (int other = 0; other < chipset.LocalApics.Count; other++)
         {
-            if (other != Index && !chipset.LocalApics[other].IsWaitingForStartUp)
+            LocalApic there = chipset.LocalApics[other];
+            bool stays = there.IsWaitingForStartUp || ((halted & (1u << other)) != 0 && !there.HasNmi);
+            if (!stays || there.HasInit)
             {
                 return false;
             }
@@ -680,7 +812,6 @@ internal sealed class Vcpu : IVcpu, IDisposable
     private void RunTimers()
     {
         chipset.RunDue(Index, machine.Clock.Nanoseconds);
-        KickAt(chipset.NextDeadline(Index));
     }
 
     private VcpuStop? Interrupted()
@@ -692,8 +823,8 @@ internal sealed class Vcpu : IVcpu, IDisposable
         {
             // An exception is on its way into the monitor: go on exactly as it is, and look again very soon.
             midGuest = true;
-            signal.SendAt(machine.Clock.Nanoseconds + machine.KickRetryNanoseconds);
-            chipset.RunDue(Index, machine.Clock.Nanoseconds);
+            LookAgainSoon();
+            RunTimers();
             return null;
         }
 

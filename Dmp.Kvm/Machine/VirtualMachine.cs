@@ -35,11 +35,12 @@ public sealed class VirtualMachine : IMachine, IMachineFacts
             KvmSystem kvm = Own(KvmSystem.Open());
             KvmVm vm = Own(kvm.CreateVm());
             GuestMemory memory = Own(GuestMemory.Create(configuration.MemoryBytes));
-            boot = LinuxLoader.Load(memory, kernel, new BootRequest
+            boot = KernelLoader.Load(memory, kernel, new BootRequest
             {
                 CommandLine = configuration.CommandLine,
                 InitrdPath = configuration.InitrdPath,
                 Cpus = configuration.Cpus,
+                Use32BitEntry = configuration.Use32BitEntry,
             });
             MappedMemory monitor = Own(MappedMemory.Create("dmp-monitor", MachineLayout.MonitorSize(configuration.Cpus)));
             MonitorImage.Write(monitor, configuration.Cpus);
@@ -59,7 +60,12 @@ public sealed class VirtualMachine : IMachine, IMachineFacts
                     monitor,
                     boot.KernelVirtualBase.Value)
                 : null;
-            shared = Share(configuration, kvm, memory, monitor, code);
+            bool startsUp = configuration.Cpus > 1 || boot.Mode == BootMode.ProtectedMode;
+            shared = Share(configuration, kvm, memory, monitor, code) with
+            {
+                KvmAnswersCpuid = startsUp || !substrate.UserCpuidIsHosts,
+                WatchesMsrs = startsUp && vm.TryWatchMsrs(),
+            };
             vcpus = new Vcpu[configuration.Cpus];
             for (int index = 0; index < vcpus.Length; index++)
             {
@@ -231,9 +237,17 @@ public sealed class VirtualMachine : IMachine, IMachineFacts
         };
     }
 
-    /// <summary>The 64-bit boot protocol: long mode, flat segments, interrupts off, RSI at the boot parameters.</summary>
+    /// <summary>
+    /// The 64-bit boot protocol (long mode, flat segments, interrupts off, RSI at the boot parameters), or a 32-bit one.
+    /// </summary>
     private void EnterKernel(Vcpu vcpu)
     {
+        if (boot.Mode == BootMode.ProtectedMode)
+        {
+            vcpu.StartUp.Begin(boot);
+            return;
+        }
+
         CpuState state = vcpu.State;
         state.Cr3 = boot.PageTableRoot.Value;
         state.GdtBase = boot.GdtBase.Value;

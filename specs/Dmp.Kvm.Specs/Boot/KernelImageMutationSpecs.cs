@@ -71,7 +71,8 @@ public class KernelImageMutationSpecs
         try
         {
             using KernelImage kernel = KernelImage.Open(path);
-            LinuxLoader.Load(SharedRam, kernel, new BootRequest());
+            _ = KernelLoader.Load(SharedRam, kernel, new BootRequest());
+            _ = KernelLoader.Load(SharedRam, kernel, new BootRequest { Use32BitEntry = kernel.IsPacked });
         }
         catch (BootException refusal)
         {

@@ -50,7 +50,7 @@ public class LinuxLoaderSpecs
     {
         var ram = new ArrayRam(RamMebibytes, above4GiB: 1UL << 30);
         using KernelImage kernel = KernelFile.Open(TestKernel.Elf());
-        BootState state = LinuxLoader.Load(ram, kernel, new BootRequest());
+        BootState state = KernelLoader.Load(ram, kernel, new BootRequest());
         Assert.Equal((4UL << 30, 1UL << 30, 1u), MemoryMap(ram.Slice(state.BootParameters, Paging.PageSize))[^1]);
     }
 
@@ -74,7 +74,7 @@ public class LinuxLoaderSpecs
         using var initrd = new KernelFile(new byte[5000]);
         using KernelImage kernel = KernelFile.Open(
             TestKernel.BzImage(TestKernel.Zstd(TestKernel.Elf())).With(0x22C, 0xFF, 0xFF, 0x7F, 0x01));
-        BootState state = LinuxLoader.Load(_ram, kernel, new BootRequest { InitrdPath = initrd.Path });
+        BootState state = KernelLoader.Load(_ram, kernel, new BootRequest { InitrdPath = initrd.Path });
         Assert.Equal(0x180_0000u - 0x2000, U32(_ram.Slice(state.BootParameters, Paging.PageSize), 0x218));
     }
 
@@ -99,18 +99,51 @@ public class LinuxLoaderSpecs
         Assert.Equal(0x00CF93000000FFFFUL, U64(gdt, state.DataSelector));
     }
 
+    [Fact(DisplayName = "The 32-bit entry is that of the packed kernel, as it is in the file, with boot_params in ESI")]
+    public void ThirtyTwoBitEntry()
+    {
+        byte[] packed = TestKernel.BzImage(TestKernel.Gzip(TestKernel.Elf()));
+        using KernelImage kernel = KernelFile.Open(packed);
+        BootState state = KernelLoader.Load(_ram, kernel, new BootRequest { Use32BitEntry = true, CommandLine = "quiet" });
+        const int protectedMode = 1024;
+        Assert.Equal(BootMode.ProtectedMode, state.Mode);
+        Assert.Equal(0x100000UL, state.Entry.Value);
+        Assert.Equal(state.BootParameters.Value, state.Esi);
+        Assert.True(_ram.Slice(state.Entry, packed.Length - protectedMode).SequenceEqual(packed.AsSpan(protectedMode)));
+        Assert.Equal(0x100000u, U32(_ram.Slice(state.BootParameters, Paging.PageSize), 0x214));
+        Assert.Equal(TestKernel.Start, state.KernelStart.Value);
+    }
+
+    [Fact(DisplayName = "A relocatable kernel is entered in 32-bit mode where it prefers to be")]
+    public void RelocatableKernel()
+    {
+        using KernelImage kernel = KernelFile.Open(
+            TestKernel.BzImage(TestKernel.Gzip(TestKernel.Elf())).With(0x234, [1]));
+        BootState state = KernelLoader.Load(_ram, kernel, new BootRequest { Use32BitEntry = true });
+        Assert.Equal(TestKernel.Start, state.Entry.Value);
+    }
+
+    [Fact(DisplayName = "A bare vmlinux has no 32-bit entry to choose")]
+    public void NoThirtyTwoBitEntry()
+    {
+        using KernelImage kernel = KernelFile.Open(TestKernel.Elf());
+        string message = Assert.Throws<KernelImageException>(
+            () => KernelLoader.Load(_ram, kernel, new BootRequest { Use32BitEntry = true })).Message;
+        Assert.Contains("no 32-bit entry", message, StringComparison.Ordinal);
+    }
+
     [Fact(DisplayName = "Too little memory is an error that says how much it takes")]
     public void TooLittleMemory()
     {
         var small = new ArrayRam(8);
         using KernelImage kernel = KernelFile.Open(TestKernel.BzImage(TestKernel.Lz4(TestKernel.Elf())));
-        string message = Assert.Throws<BootException>(() => LinuxLoader.Load(small, kernel, new BootRequest())).Message;
+        string message = Assert.Throws<BootException>(() => KernelLoader.Load(small, kernel, new BootRequest())).Message;
         Assert.Contains("--memory 20M", message, StringComparison.Ordinal);
         Assert.Contains("8 MiB", message, StringComparison.Ordinal);
 
         using var initrd = new KernelFile(new byte[14 << 20]);
         message = Assert.Throws<BootException>(
-            () => LinuxLoader.Load(_ram, kernel, new BootRequest { InitrdPath = initrd.Path })).Message;
+            () => KernelLoader.Load(_ram, kernel, new BootRequest { InitrdPath = initrd.Path })).Message;
         Assert.Contains("14 MiB", message, StringComparison.Ordinal);
         Assert.Contains("--memory 34M", message, StringComparison.Ordinal);
     }
@@ -136,7 +169,7 @@ public class LinuxLoaderSpecs
     private BootState Load(BootRequest request)
     {
         using KernelImage kernel = KernelFile.Open(TestKernel.BzImage(TestKernel.Gzip(TestKernel.Elf())));
-        return LinuxLoader.Load(_ram, kernel, request);
+        return KernelLoader.Load(_ram, kernel, request);
     }
 
     private ulong? Translate(GuestPhysicalAddress root, ulong address)

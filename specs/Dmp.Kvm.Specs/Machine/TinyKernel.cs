@@ -37,7 +37,7 @@ internal static class TinyKernel
     /// <param name="audit">Whether the TLB is audited; then every return to user code is the VMM's.</param>
     public static VirtualMachine Load(Action<Assembler> write, bool patching = false, bool audit = true)
     {
-        Skip.IfNot(HasKvm(), "no /dev/kvm that this user can open");
+        SkipWithoutKvm();
         using var kernel = new KernelFile(Elf(Assemble(write)));
         return VirtualMachine.Create(new MachineConfiguration
         {
@@ -48,6 +48,8 @@ internal static class TinyKernel
             Patching = patching,
         });
     }
+
+    public static void SkipWithoutKvm() => Skip.IfNot(HasKvm(), "no /dev/kvm that this user can open");
 
     public static byte[] Assemble(Action<Assembler> write)
     {

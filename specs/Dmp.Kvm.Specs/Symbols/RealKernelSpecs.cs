@@ -19,7 +19,7 @@ public class RealKernelSpecs
         BootState state;
         using (KernelImage kernel = KernelImage.Open(path))
         {
-            state = LinuxLoader.Load(ram, kernel, new BootRequest { CommandLine = "console=ttyS0" });
+            state = KernelLoader.Load(ram, kernel, new BootRequest { CommandLine = "console=ttyS0" });
         }
 
         KernelSymbols symbols = KernelSymbols.Find(ram, state)!;

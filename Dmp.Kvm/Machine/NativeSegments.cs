@@ -1,0 +1,84 @@
+using Dmp.Kvm.Cpu;
+using Dmp.Kvm.Emulation;
+using Dmp.Kvm.Interop;
+using Dmp.Kvm.Monitor;
+
+namespace Dmp.Kvm.Machine;
+
+/// <summary>Segments of code that runs at CPL 0 on descriptors of its own (AMD APM vol. 2, 4.5 and 14.1.3).</summary>
+internal static class NativeSegments
+{
+    private const byte TypeCode = 0xB;
+    private const byte TypeData = 0x3;
+    private const byte TypeLdt = 0x2;
+    private const byte TypeBusyTss = 0xB;
+    private const byte Accessed = 1;
+    private const int RealModeShift = 4;
+    private const int RplMask = 3;
+    private const uint LargestByteLimit = 0xF_FFFF;
+
+    /// <summary>What real mode makes of a selector in CS.</summary>
+    internal static KvmSegment RealModeCode(ushort selector) => RealMode(selector, TypeCode);
+
+    /// <summary>What real mode makes of a selector in another segment register.</summary>
+    internal static KvmSegment RealModeData(ushort selector) => RealMode(selector, TypeData);
+
+    /// <summary>32-bit code over all 4 GiB.</summary>
+    internal static KvmSegment FlatCode(ushort selector) => Flat(selector, TypeCode);
+
+    /// <summary>32-bit data over all 4 GiB.</summary>
+    internal static KvmSegment FlatData(ushort selector) => Flat(selector, TypeData);
+
+    /// <summary>TR. It is never unusable: a processor has one after reset, too.</summary>
+    internal static KvmSegment Task(ushort selector, ulong start, uint limit) => new()
+    {
+        Base = start, Limit = limit, Selector = selector, Type = TypeBusyTss, Present = 1, G = Granularity(limit),
+    };
+
+    /// <summary>LDTR after reset.</summary>
+    internal static KvmSegment LdtAfterReset() => new() { Limit = ushort.MaxValue, Type = TypeLdt, Present = 1 };
+
+    /// <summary>A code or data segment of the guest's own GDT.</summary>
+    internal static KvmSegment Of(ushort selector, SegmentDescriptor descriptor) => new()
+    {
+        Base = descriptor.Base,
+        Limit = descriptor.Limit,
+        Selector = selector,
+        Type = (byte)(descriptor.Type | Accessed),
+        Present = 1,
+        Dpl = (byte)descriptor.Privilege,
+        S = 1,
+        L = descriptor.IsLong ? (byte)1 : (byte)0,
+        Db = descriptor.IsBig ? (byte)1 : (byte)0,
+        G = Granularity(descriptor.Limit),
+    };
+
+    /// <summary>A null selector in 64-bit mode, where FS and GS still have a base.</summary>
+    internal static KvmSegment Null(ulong start = 0) => new() { Base = start, Unusable = 1 };
+
+    /// <summary>
+    /// What stands for a segment when the same code goes on at CPL 3 in 64-bit mode: one that can be loaded there, with the base.
+    /// </summary>
+    internal static KvmSegment Deprivileged(in KvmSegment segment, bool keepBase)
+    {
+        ulong start = keepBase ? segment.Base : 0;
+        if (segment.Unusable != 0 || (segment.Selector & ~RplMask) == CpuState.NullSelector)
+        {
+            return Null(start) with { Selector = segment.Selector };
+        }
+
+        return MonitorSegments.Data((ushort)(segment.Selector | RplMask), RplMask) with { Base = start };
+    }
+
+    private static KvmSegment RealMode(ushort selector, byte type) => new()
+    {
+        Base = (ulong)selector << RealModeShift, Limit = ushort.MaxValue, Selector = selector, Type = type, Present = 1, S = 1,
+    };
+
+    private static KvmSegment Flat(ushort selector, byte type) => new()
+    {
+        Limit = uint.MaxValue, Selector = selector, Type = type, Present = 1, S = 1, Db = 1, G = 1,
+    };
+
+    private static byte Granularity(uint limit) => limit > LargestByteLimit ? (byte)1 : (byte)0;
+}
