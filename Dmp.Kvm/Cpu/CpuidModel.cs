@@ -33,6 +33,8 @@ internal sealed class CpuidModel
     private const uint HypervisorLeaf = 0x4000_0000;
     private const uint KvmFeaturesLeaf = 0x4000_0001;
     private const uint ExtendedLeaf = 0x8000_0000;
+    private const uint PowerLeaf = 0x8000_0007;
+    private const uint InvariantTsc = 1 << 8;
     private const uint AmdCacheLeaf = 0x8000_001D;
     private const uint AmdTopologyLeaf = 0x8000_001E;
     private const int CoresShift = 26;
@@ -228,6 +230,13 @@ internal sealed class CpuidModel
             (r.Ebx & AddressSizeEbx.ClZero) | (configuration.Intel ? 0 : AddressSizeEbx.SsbNo | AddressSizeEbx.BtcNo),
             configuration.Intel ? 0 : (uint)(configuration.Cpus - 1) | (ApicIdBits << AmdIdBitsShift),
             0));
+        if (Raw(ExtendedLeaf).Eax >= PowerLeaf)
+        {
+            // All clocks of the machine rest on it, and the guest's kernel asks for it before it trusts the TSCs of several processors.
+            CpuidResult power = Raw(PowerLeaf);
+            leaves[Key(PowerLeaf, 0)] = power with { Edx = power.Edx | InvariantTsc };
+        }
+
         if (!configuration.Intel && Raw(ExtendedLeaf).Eax >= AmdTopologyLeaf)
         {
             leaves[Key(AmdTopologyLeaf, 0)] = default; // One answer for each vCPU.
