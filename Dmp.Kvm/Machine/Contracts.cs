@@ -73,6 +73,9 @@ public interface IVcpu
     /// <summary>The exit counters. Any thread may read them; each figure is exact, their combination may be torn.</summary>
     ExitTable Exits { get; }
 
+    /// <summary>The vCPU's halts, or null when it does not measure them. Any thread may read it.</summary>
+    WakeClock? WakeClock => null;
+
     /// <summary>Registers, code bytes and last exits for a failure report. Only while Run is not executing.</summary>
     string DescribeState();
 }

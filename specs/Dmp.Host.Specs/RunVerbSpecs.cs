@@ -120,7 +120,7 @@ public class RunVerbSpecs
         using var json = JsonDocument.Parse(await File.ReadAllTextAsync(report));
         JsonElement root = json.RootElement;
         Assert.Equal(
-            "schema outcome detail host guest wall_ms exits time phases sites patches quiesce_us unowned_ports", Names(root));
+            "schema outcome detail host guest wall_ms exits time phases sites patches quiesce_us vcpus unowned_ports", Names(root));
         Assert.Equal(1, root.GetProperty("schema").GetInt32());
         Assert.Equal("cpl0 exit_us", Names(root.GetProperty("host")));
         Assert.Equal("kernel kernel_id cpus memory_bytes mode", Names(root.GetProperty("guest")));
