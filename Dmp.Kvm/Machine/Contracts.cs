@@ -65,8 +65,8 @@ public interface IVcpu
     VcpuStop Run();
 
     /// <summary>
-    /// Makes <see cref="Run"/> return <see cref="VcpuStop.Paused"/> at the next safe point, also out of a halt; when it is not
-    /// running, the next Run returns at once. Any thread.
+    /// Makes <see cref="Run"/> return <see cref="VcpuStop.Paused"/> at the next safe point, also out of a halt or of the wait for its
+    /// start-up; when it is not running, the next Run returns at once. Any thread.
     /// </summary>
     void RequestPause();
 
