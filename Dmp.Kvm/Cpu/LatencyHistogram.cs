@@ -39,7 +39,7 @@ public sealed class LatencyHistogram
         Volatile.Write(ref count, count + 1);
     }
 
-    /// <summary>The time that a share of all times does not exceed, as the upper end of its bucket, in nanoseconds; 0 without any.</summary>
+    /// <summary>The time that a share of all times does not exceed, as the upper end of its bucket; 0 without any.</summary>
     /// <param name="share">The share, above 0 and up to 1: 0.5 is the median.</param>
     public long Percentile(double share)
     {
