@@ -16,7 +16,7 @@ public sealed class ExitAggregator : ReceiveActor, IWithTimers
     private readonly ControlSettings settings;
     private ExitSample latest = ExitSample.Zero;
     private readonly HotSites hotSites;
-    private readonly List<SiteCount> sites = [];
+    private readonly SiteSums sites;
     private IActorRef planner = ActorRefs.Nobody;
     private double? exitsPerSecond;
 
@@ -29,6 +29,7 @@ public sealed class ExitAggregator : ReceiveActor, IWithTimers
         this.sampler = sampler;
         this.ledger = ledger;
         this.settings = settings;
+        sites = sampler.Sites();
         hotSites = new HotSites(settings.HotThreshold, settings.HalfLife);
         Receive<Tick>(_ => TakeSample());
         Receive<DetectionTick>(_ => Detect());
@@ -63,7 +64,7 @@ public sealed class ExitAggregator : ReceiveActor, IWithTimers
     internal static ExitSummary Summarize(ExitSampler sampler, PhaseLedger ledger, int sites)
     {
         ExitSample end = sampler.Sample();
-        return new ExitSummary(end, ledger.Costs(end), sampler.TopSites(sites));
+        return new ExitSummary(end, ledger.Costs(end), sampler.TopSites(sites), sampler.PerVcpu());
     }
 
     /// <inheritdoc />
@@ -89,9 +90,8 @@ public sealed class ExitAggregator : ReceiveActor, IWithTimers
 
     private void Detect()
     {
-        sampler.Sites(sites);
         TimeSpan at = sampler.Now;
-        ImmutableArray<HotSite> hot = hotSites.Sample(at, sites, settings.BatchLimit);
+        ImmutableArray<HotSite> hot = hotSites.Sample(at, sites.Take(), settings.BatchLimit);
         if (!hot.IsEmpty)
         {
             planner.Tell(new PlanningProtocol.HotSitesDetected(at, hot));

@@ -35,8 +35,42 @@ public sealed record ExitSample(TimeSpan At, ImmutableArray<long> ByKind, TimeSp
 /// <param name="Cost">Counters and wall time of this phase alone.</param>
 public sealed record PhaseCost(string Name, ExitSample Cost);
 
+/// <summary>What one vCPU cost.</summary>
+/// <param name="Index">Index of the vCPU.</param>
+/// <param name="Exits">Exits of all kinds.</param>
+/// <param name="Idle">Its halts; null when they are not measured.</param>
+public sealed record VcpuCost(int Index, long Exits, IdleCost? Idle);
+
+/// <summary>A vCPU's halts.</summary>
+/// <param name="Halted">How long they lasted together.</param>
+/// <param name="Wakes">How many were measured to their end: from what ended them to guest code.</param>
+/// <param name="Median">Half of them took no longer.</param>
+/// <param name="Tail">99 of 100 took no longer.</param>
+/// <param name="Longest">The longest.</param>
+public sealed record IdleCost(TimeSpan Halted, long Wakes, TimeSpan Median, TimeSpan Tail, TimeSpan Longest)
+{
+    /// <summary>Reads a vCPU's clock.</summary>
+    /// <param name="clock">The clock.</param>
+    public static IdleCost Of(WakeClock clock)
+    {
+        const double Half = 0.5;
+        const double Most = 0.99;
+        ArgumentNullException.ThrowIfNull(clock);
+        return new IdleCost(
+            Time(clock.HaltedNanoseconds),
+            clock.Wakes.Count,
+            Time(clock.Wakes.Percentile(Half)),
+            Time(clock.Wakes.Percentile(Most)),
+            Time(clock.Wakes.Max));
+    }
+
+    private static TimeSpan Time(long nanoseconds) => TimeSpan.FromTicks(nanoseconds / TimeSpan.NanosecondsPerTick);
+}
+
 /// <summary>What a run cost.</summary>
 /// <param name="Total">Counters and wall time of the whole run.</param>
 /// <param name="Phases">The phases, in order.</param>
 /// <param name="Sites">The hottest sites, hottest first.</param>
-public sealed record ExitSummary(ExitSample Total, ImmutableArray<PhaseCost> Phases, ImmutableArray<SiteCount> Sites);
+/// <param name="PerVcpu">What each vCPU cost.</param>
+public sealed record ExitSummary(
+    ExitSample Total, ImmutableArray<PhaseCost> Phases, ImmutableArray<SiteCount> Sites, ImmutableArray<VcpuCost> PerVcpu);

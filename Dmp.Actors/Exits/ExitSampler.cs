@@ -11,7 +11,6 @@ namespace Dmp.Actors.Exits;
 /// <param name="clock">Wall clock.</param>
 public sealed class ExitSampler(IReadOnlyList<IVcpu> vcpus, TimeProvider clock)
 {
-    private const long NanosecondsPerTick = 100;
     private long started = clock.GetTimestamp();
 
     /// <summary>Makes this moment the zero of <see cref="ExitSample.At"/>.</summary>
@@ -41,24 +40,16 @@ public sealed class ExitSampler(IReadOnlyList<IVcpu> vcpus, TimeProvider clock)
         return new ExitSample(
             Now,
             ImmutableArray.Create(byKind),
-            TimeSpan.FromTicks(outside / NanosecondsPerTick),
-            TimeSpan.FromTicks(inside / NanosecondsPerTick));
+            TimeSpan.FromTicks(outside / TimeSpan.NanosecondsPerTick),
+            TimeSpan.FromTicks(inside / TimeSpan.NanosecondsPerTick));
     }
 
-    /// <summary>All sites over all vCPUs.</summary>
-    /// <param name="sites">Receives the sites; cleared first.</param>
-    public void Sites(List<SiteCount> sites)
-    {
-        ArgumentNullException.ThrowIfNull(sites);
-        if (vcpus.Count == 1)
-        {
-            vcpus[0].Exits.SnapshotSites(sites);
-            return;
-        }
+    /// <summary>The figures of each vCPU.</summary>
+    public ImmutableArray<VcpuCost> PerVcpu() =>
+        [.. vcpus.Select(vcpu => new VcpuCost(vcpu.Index, vcpu.Exits.Total(), vcpu.WakeClock is { } clock ? IdleCost.Of(clock) : null))];
 
-        sites.Clear();
-        sites.AddRange(TopSites(int.MaxValue));
-    }
+    /// <summary>The sites of all vCPUs, for one who looks often.</summary>
+    internal SiteSums Sites() => new(vcpus);
 
     /// <summary>The hottest sites over all vCPUs, hottest first.</summary>
     /// <param name="count">How many at most.</param>

@@ -21,6 +21,7 @@ namespace Dmp.Actors.Machine;
 /// A run ends in this order, each step bounded by a time, so that the report comes whatever hangs:
 /// <list type="number">
 /// <item>after a failure, or what may be one: pause all vCPUs and collect their state;</item>
+/// <item>let the patch transaction under way come to its end;</item>
 /// <item>stop the vCPUs, and with that join their threads;</item>
 /// <item>drain the console to its last byte, which may still begin phases or show a panic;</item>
 /// <item>take the last counters;</item>
@@ -357,8 +358,17 @@ public sealed class MachineSupervisor : ReceiveActor, IWithTimers
         OnAnswer(described.RequestId, described.Vcpu, agreed: true);
     }
 
-    private void OnCrashed(VcpuProtocol.Crashed crashed) => Finish(new RunCause.OwnFailure(
-        $"vCPU {crashed.Vcpu} failed: {crashed.Failure.GetType().Name}: {crashed.Failure.Message}", crashed.Failure));
+    private void OnCrashed(VcpuProtocol.Crashed crashed)
+    {
+        string reason = $"vCPU {crashed.Vcpu} failed: {crashed.Failure.GetType().Name}: {crashed.Failure.Message}";
+        if (stage == Stage.Ending)
+        {
+            // Not what the run ends with, but nothing to pass over.
+            log.Warning("while the run ended, {0}", reason);
+        }
+
+        Finish(new RunCause.OwnFailure(reason, crashed.Failure));
+    }
 
     private void OnMarked(ConsoleProtocol.Marked marked)
     {
@@ -416,23 +426,15 @@ public sealed class MachineSupervisor : ReceiveActor, IWithTimers
         Timers.Cancel(PanicTimer);
         AnswerRequest(id => new MachineProtocol.Refused(id, Stage.Ending));
 
-        // First the transaction under way, for it needs the vCPUs; none begins after it.
-        AskOne(planner, PlannerNumber, id => new PlanningProtocol.Stop(id), stopped =>
+        // What one vCPU cannot go on from, the others are not to go on from either: they stand before anything else is waited for.
+        if (why.WantsState)
         {
-            if (stopped.Agreed.IsEmpty && !planner.IsNobody())
-            {
-                unfinished.Add("the patch planner did not come to an end");
-            }
-
-            if (why.WantsState)
-            {
-                PauseAndDescribe();
-            }
-            else
-            {
-                StopVcpus();
-            }
-        });
+            PauseAndDescribe();
+        }
+        else
+        {
+            StopPatching();
+        }
     }
 
     private void PauseAndDescribe() => AskVcpus(id => new VcpuProtocol.Pause(id), settings.PauseTimeout, paused =>
@@ -443,7 +445,18 @@ public sealed class MachineSupervisor : ReceiveActor, IWithTimers
         }
 
         // One that refused to pause has crashed or stopped, and can be described all the same.
-        AskVcpus(id => new VcpuProtocol.Describe(id), settings.PauseTimeout, vcpus.Keys.Except(paused.Awaited), _ => StopVcpus());
+        AskVcpus(id => new VcpuProtocol.Describe(id), settings.PauseTimeout, vcpus.Keys.Except(paused.Awaited), _ => StopPatching());
+    });
+
+    /// <summary>The transaction under way needs its vCPUs, which may stand but not have ended; none begins after it.</summary>
+    private void StopPatching() => AskOne(planner, PlannerNumber, id => new PlanningProtocol.Stop(id), stopped =>
+    {
+        if (stopped.Agreed.IsEmpty && !planner.IsNobody())
+        {
+            unfinished.Add("the patch planner did not come to an end");
+        }
+
+        StopVcpus();
     });
 
     private void StopVcpus() => AskVcpus(id => new VcpuProtocol.Stop(id), settings.StopTimeout, stopped =>
@@ -607,7 +620,7 @@ public sealed class MachineSupervisor : ReceiveActor, IWithTimers
         catch (Exception failure)
         {
             unfinished.Add($"the exit counters cannot be read: {failure.Message}");
-            return new ExitSummary(ExitSample.Zero, [], []);
+            return new ExitSummary(ExitSample.Zero, [], [], []);
         }
     }
 

@@ -47,11 +47,11 @@ public sealed class QuiesceCoordinator : ReceiveActor, IWithTimers
         Receive<GetStopTimes>(get =>
         {
             Measure();
-            Sender.Tell(new StopTimes(get.RequestId, [.. memory.Stops.Order()]));
+            Sender.Tell(new StopTimes(get.RequestId, [.. memory.Lengths.Order()]));
         });
         Receive<VcpuProtocol.Paused>(paused => Step(new QuiesceEvent.Stood(paused.RequestId, paused.Vcpu)));
         Receive<VcpuProtocol.Refused>(refused => Step(new QuiesceEvent.Declined(refused.RequestId, refused.Vcpu, refused.Reason)));
-        Receive<VcpuProtocol.Resumed>(_ => { });
+        Receive<VcpuProtocol.Resumed>(OnResumed);
         Receive<TimeUp>(up => Step(new QuiesceEvent.TimedOut(up.Epoch)));
         Receive<WriterProtocol.Written>(written => Step(new QuiesceEvent.Wrote(written)));
         Receive<WriterProtocol.WriteFailed>(failed => Step(new QuiesceEvent.WriterFailed(failed)));
@@ -79,15 +79,16 @@ public sealed class QuiesceCoordinator : ReceiveActor, IWithTimers
         if (memory.State.Phase == QuiescePhase.Stopping)
         {
             // A restart cancels the timers.
-            CarryOut(new QuiesceEffect.StartTimer());
+            CarryOut(new QuiesceEffect.StartTimer(memory.State.Epoch));
         }
     }
 
     /// <inheritdoc />
     protected override void PreRestart(Exception reason, object message)
     {
-        // What the message led to may be half done; only the writer's word cannot be missed, for nothing else ends the epoch.
-        if (message is WriterProtocol.Written or WriterProtocol.WriteFailed)
+        // Words that cannot be missed: nothing but the writer's ends the epoch, and a vCPU that is not known to stand is let go by
+        // nobody. Heard twice, each of them does nothing.
+        if (message is WriterProtocol.Written or WriterProtocol.WriteFailed or VcpuProtocol.Paused or VcpuProtocol.Refused)
         {
             Self.Tell(message, Sender);
         }
@@ -110,20 +111,21 @@ public sealed class QuiesceCoordinator : ReceiveActor, IWithTimers
         switch (effect)
         {
             case QuiesceEffect.Stop stop:
-                Measure();
-                vcpus[stop.Vcpu].Tell(new VcpuProtocol.Pause(memory.State.Epoch));
+                vcpus[stop.Vcpu].Tell(new VcpuProtocol.Pause(stop.Epoch));
                 break;
             case QuiesceEffect.Release release:
-                vcpus[release.Vcpu].Tell(new VcpuProtocol.Resume(memory.State.Epoch));
+                vcpus[release.Vcpu].Tell(new VcpuProtocol.Resume(release.Epoch));
                 break;
-            case QuiesceEffect.StartTimer:
-                Timers.StartSingleTimer(StopTimer, new TimeUp(memory.State.Epoch), settings.QuiesceTimeout);
+            case QuiesceEffect.StartTimer start:
+                memory.Asked = StopClock.Now;
+                Timers.StartSingleTimer(StopTimer, new TimeUp(start.Epoch), settings.QuiesceTimeout);
                 break;
             case QuiesceEffect.CancelTimer:
                 Timers.Cancel(StopTimer);
                 break;
             case QuiesceEffect.Begin begin:
-                memory.MeasureDue = true;
+                Measure();
+                memory.Stop = clock.Stand(memory.Asked) is { } stand ? (begin.Write.Epoch, stand) : null;
                 writer.Tell(begin.Write);
                 break;
             case QuiesceEffect.Answer { Message: Committed committed }:
@@ -143,13 +145,22 @@ public sealed class QuiesceCoordinator : ReceiveActor, IWithTimers
         }
     }
 
-    // The threads go on after their actors have said so: the last epoch is measured when the next one begins, or somebody asks.
+    // One that somebody else goes on holding does not stand for the transaction any more, and its entry is not the end of this stop.
+    private void OnResumed(VcpuProtocol.Resumed resumed)
+    {
+        if (!resumed.Runs && memory.Stop?.Epoch == resumed.RequestId)
+        {
+            memory.Stop = null;
+        }
+    }
+
+    // The threads go on after their actors have said so: an epoch is measured when all stand for the next one, or somebody asks.
     private void Measure()
     {
-        if (memory.MeasureDue && clock.LastStop() is { } stop)
+        if (memory.Stop?.Stop.Length is { } length)
         {
-            memory.MeasureDue = false;
-            memory.Stops.Add(stop.TotalMicroseconds);
+            memory.Stop = null;
+            memory.Lengths.Add(length.TotalMicroseconds);
         }
     }
 
@@ -167,8 +178,11 @@ public sealed class QuiesceMemory(IEnumerable<int> vcpus)
     internal Dictionary<long, IActorRef> Askers { get; } = [];
 
     /// <summary>How long the world stood, epoch by epoch, in microseconds.</summary>
-    internal List<double> Stops { get; } = [];
+    internal List<double> Lengths { get; } = [];
 
-    /// <summary>Whether the last epoch is not measured yet.</summary>
-    internal bool MeasureDue { get; set; }
+    /// <summary>When the vCPUs were asked to stand, the last time.</summary>
+    internal long Asked { get; set; }
+
+    /// <summary>The last stop, until it is measured.</summary>
+    internal (long Epoch, WorldStop Stop)? Stop { get; set; }
 }

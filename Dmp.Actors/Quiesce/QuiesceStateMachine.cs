@@ -83,15 +83,18 @@ public abstract record QuiesceEffect
     }
 
     /// <summary>Ask a vCPU to stand.</summary>
+    /// <param name="Epoch">The epoch it is to stand for.</param>
     /// <param name="Vcpu">The vCPU.</param>
-    public sealed record Stop(int Vcpu) : QuiesceEffect;
+    public sealed record Stop(long Epoch, int Vcpu) : QuiesceEffect;
 
     /// <summary>Let a vCPU go.</summary>
+    /// <param name="Epoch">The epoch it stood for.</param>
     /// <param name="Vcpu">The vCPU.</param>
-    public sealed record Release(int Vcpu) : QuiesceEffect;
+    public sealed record Release(long Epoch, int Vcpu) : QuiesceEffect;
 
-    /// <summary>Begin to keep the time of this epoch.</summary>
-    public sealed record StartTimer : QuiesceEffect;
+    /// <summary>Begin to keep the time of an epoch.</summary>
+    /// <param name="Epoch">The epoch.</param>
+    public sealed record StartTimer(long Epoch) : QuiesceEffect;
 
     /// <summary>Nothing needs to be timed any more.</summary>
     public sealed record CancelTimer : QuiesceEffect;
@@ -146,23 +149,27 @@ public static class QuiesceStateMachine
         ? Begin(state, commit)
         : new QuiesceTransition(state with { Waiting = state.Waiting.Enqueue(commit) }, []);
 
-    private static QuiesceTransition Begin(QuiesceState state, Commit commit) => new(
-        state with
-        {
-            Phase = QuiescePhase.Stopping,
-            Epoch = state.Epoch + 1,
-            Awaited = state.Vcpus,
-            Standing = [],
-            Current = commit,
-        },
-        [new QuiesceEffect.StartTimer(), .. state.Vcpus.Select(vcpu => new QuiesceEffect.Stop(vcpu))]);
+    private static QuiesceTransition Begin(QuiesceState state, Commit commit)
+    {
+        long epoch = state.Epoch + 1;
+        return new QuiesceTransition(
+            state with
+            {
+                Phase = QuiescePhase.Stopping,
+                Epoch = epoch,
+                Awaited = state.Vcpus,
+                Standing = [],
+                Current = commit,
+            },
+            [new QuiesceEffect.StartTimer(epoch), .. state.Vcpus.Select(vcpu => new QuiesceEffect.Stop(epoch, vcpu))]);
+    }
 
     private static QuiesceTransition OnStood(QuiesceState state, long epoch, int vcpu)
     {
         if (!IsStopping(state, epoch) || !state.Awaited.Contains(vcpu))
         {
             // Too late. While a later epoch is under way, the same vCPU was asked again, and is let go when that ends.
-            return new QuiesceTransition(state, state.Phase == QuiescePhase.Idle ? [new QuiesceEffect.Release(vcpu)] : []);
+            return new QuiesceTransition(state, state.Phase == QuiescePhase.Idle ? [new QuiesceEffect.Release(epoch, vcpu)] : []);
         }
 
         QuiesceState stood = state with { Awaited = state.Awaited.Remove(vcpu), Standing = state.Standing.Add(vcpu) };
@@ -188,7 +195,7 @@ public static class QuiesceStateMachine
     {
         ImmutableList<QuiesceEffect> effects =
         [
-            .. state.Standing.Select(vcpu => new QuiesceEffect.Release(vcpu)),
+            .. state.Standing.Select(vcpu => new QuiesceEffect.Release(state.Epoch, vcpu)),
             new QuiesceEffect.CancelTimer(),
             new QuiesceEffect.Answer(answer),
         ];

@@ -45,7 +45,8 @@ public static class VcpuProtocol
     /// <summary>The sender does not hold the vCPU any more: it runs, unless somebody else holds it.</summary>
     /// <param name="RequestId">Id of the request.</param>
     /// <param name="Vcpu">Index of the vCPU.</param>
-    public sealed record Resumed(long RequestId, int Vcpu);
+    /// <param name="Runs">Whether it runs: nobody else holds it.</param>
+    public sealed record Resumed(long RequestId, int Vcpu, bool Runs);
 
     /// <summary>The vCPU's thread has ended.</summary>
     /// <param name="RequestId">Id of the request.</param>

@@ -48,7 +48,7 @@ public static class VcpuStateMachine
     private static VcpuTransition OnResume(VcpuState state, PendingRequest request) => state.Phase switch
     {
         VcpuPhase.Starting => Refuse(state, request, "its thread is not there yet; ask for a pause first"),
-        VcpuPhase.Running => Stay(state, new VcpuEffect.Reply(request.From, new Resumed(request.RequestId, state.Vcpu))),
+        VcpuPhase.Running => Stay(state, new VcpuEffect.Reply(request.From, new Resumed(request.RequestId, state.Vcpu, Runs: true))),
         VcpuPhase.Pausing => Refuse(state, request, "a pause is under way; wait for its answer"),
         VcpuPhase.Paused => LetGo(state with { Holders = state.Holders.Remove(request.From) }, request),
         VcpuPhase.Crashed => Refuse(state, request, "it crashed; its state is kept for the report"),
@@ -61,7 +61,7 @@ public static class VcpuStateMachine
     /// <summary>Who lets go is told so; the guest goes on when nobody else holds the vCPU.</summary>
     private static VcpuTransition LetGo(VcpuState state, PendingRequest request)
     {
-        var answer = new VcpuEffect.Reply(request.From, new Resumed(request.RequestId, state.Vcpu));
+        var answer = new VcpuEffect.Reply(request.From, new Resumed(request.RequestId, state.Vcpu, state.Holders.IsEmpty));
         return state.Holders.IsEmpty
             ? To(state with { Phase = VcpuPhase.Running }, new VcpuEffect.RunGuest(), answer)
             : Stay(state, answer);

@@ -77,7 +77,8 @@ internal sealed class VcpuThread
         long start = Stopwatch.GetTimestamp();
         while (!runOrdered && !endOrdered && Stopwatch.GetElapsedTime(start) < SpinTime)
         {
-            Thread.SpinWait(20);
+            // Gives way to whoever wants the core: with more vCPUs than cores that is one that has yet to stop, or the actors.
+            Thread.Yield();
         }
     }
 

@@ -46,10 +46,11 @@ internal static class ReportBuilder
             Sites = [.. summary.Sites.Select(site => Site(site, result.Patches?.Find(site.Rip), facts))],
             Patches = Patches(result.Patches ?? PatchSummary.Empty),
             QuiesceUs = Quiesce(result.StopMicroseconds),
+            Vcpus = summary.PerVcpu.IsEmpty ? null : [.. summary.PerVcpu.Select(Vcpu)],
             UnownedPorts = facts?.UnownedPorts?.ToDictionary(port => Hexadecimal(port.Key), port => port.Value),
             VcpuStates = result.Vcpus.IsEmpty
                 ? null
-                : [.. result.Vcpus.Select(vcpu => new VcpuSection(vcpu.Vcpu, vcpu.State))],
+                : [.. result.Vcpus.Select(vcpu => new VcpuStateSection(vcpu.Vcpu, vcpu.State))],
             Unfinished = result.Unfinished.IsEmpty ? null : result.Unfinished,
         };
     }
@@ -105,6 +106,17 @@ internal static class ReportBuilder
         double At(double share) => Math.Round(sorted[(int)Math.Ceiling((sorted.Length * share) - 1)], 1);
     }
 
+    private static VcpuSection Vcpu(VcpuCost vcpu) => new()
+    {
+        Index = vcpu.Index,
+        Exits = vcpu.Exits,
+        HaltedMs = vcpu.Idle is { } idle ? Milliseconds(idle.Halted) : null,
+        WakeUs = vcpu.Idle is { Wakes: > 0 } wakes
+            ? new WakeSection(
+                wakes.Wakes, Microseconds(wakes.Median), Microseconds(wakes.Tail), Microseconds(wakes.Longest))
+            : null,
+    };
+
     private static HostSection? Host(HostFacts? host) => host is null ? null : new HostSection
     {
         Cpl0 = host.Cpl0,
@@ -132,6 +144,8 @@ internal static class ReportBuilder
         : new TimeSection(Milliseconds(sample.InsideGuest), Milliseconds(sample.OutsideGuest));
 
     private static double Milliseconds(TimeSpan time) => Math.Round(time.TotalMilliseconds, 1);
+
+    private static double Microseconds(TimeSpan time) => Math.Round(time.TotalMicroseconds, 1);
 
     private static string Hexadecimal(ulong value) => string.Create(CultureInfo.InvariantCulture, $"0x{value:x}");
 }

@@ -38,11 +38,14 @@ internal sealed record ReportDocument
     /// <summary>How long the world was stopped for patch transactions, in microseconds.</summary>
     public QuiesceSection? QuiesceUs { get; init; }
 
+    /// <summary>What each vCPU cost.</summary>
+    public IReadOnlyList<VcpuSection>? Vcpus { get; init; }
+
     /// <summary>Accesses to ports that no device answered.</summary>
     public IReadOnlyDictionary<string, long>? UnownedPorts { get; init; }
 
     /// <summary>State of the vCPUs, after a failure.</summary>
-    public IReadOnlyList<VcpuSection>? VcpuStates { get; init; }
+    public IReadOnlyList<VcpuStateSection>? VcpuStates { get; init; }
 
     /// <summary>Steps of the shutdown that did not end in time.</summary>
     public IReadOnlyList<string>? Unfinished { get; init; }
@@ -126,7 +129,22 @@ internal sealed record QuiesceSection
     public double? Max { get; init; }
 }
 
-internal sealed record VcpuSection(int Vcpu, string State);
+internal sealed record VcpuSection
+{
+    public required int Index { get; init; }
+
+    public required long Exits { get; init; }
+
+    /// <summary>How long the vCPU was halted.</summary>
+    public double? HaltedMs { get; init; }
+
+    /// <summary>How long it took from what ended a halt to guest code, in microseconds.</summary>
+    public WakeSection? WakeUs { get; init; }
+}
+
+internal sealed record WakeSection(long Count, double P50, double P99, double Max);
+
+internal sealed record VcpuStateSection(int Vcpu, string State);
 
 /// <summary>Names and forms of the report in JSON.</summary>
 [JsonSourceGenerationOptions(

@@ -68,13 +68,16 @@ public interface IVcpu
     VcpuStop Run();
 
     /// <summary>
-    /// Makes <see cref="Run"/> return <see cref="VcpuStop.Paused"/> at the next safe point, also out of a halt; when it is not
-    /// running, the next Run returns at once. Any thread.
+    /// Makes <see cref="Run"/> return <see cref="VcpuStop.Paused"/> at the next safe point, also out of a halt or of the wait for its
+    /// start-up; when it is not running, the next Run returns at once. Any thread.
     /// </summary>
     void RequestPause();
 
     /// <summary>The exit counters. Any thread may read them; each figure is exact, their combination may be torn.</summary>
     ExitTable Exits { get; }
+
+    /// <summary>The vCPU's halts, or null when it does not measure them. Any thread may read it.</summary>
+    WakeClock? WakeClock => null;
 
     /// <summary>Registers, code bytes and last exits for a failure report. Only while Run is not executing.</summary>
     string DescribeState();

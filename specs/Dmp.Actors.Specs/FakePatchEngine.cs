@@ -34,6 +34,9 @@ internal sealed class FakePatchEngine : IPatchEngine
     /// <summary>Plans handed over for a replay.</summary>
     public ConcurrentQueue<PatchPlan> Replays { get; } = new();
 
+    /// <summary>Called before each change.</summary>
+    public Action? Changing { get; set; }
+
     /// <summary>Windows at which applying throws.</summary>
     public HashSet<ulong> ThrowAtApply { get; } = [];
 
@@ -79,6 +82,7 @@ internal sealed class FakePatchEngine : IPatchEngine
     {
         ulong window = patch.Plan.Window;
         Calls.Enqueue($"apply {window:x}");
+        Changing?.Invoke();
         if (ThrowAtApply.Contains(window))
         {
             // Worse than an engine should be: the code is changed already.
@@ -100,6 +104,7 @@ internal sealed class FakePatchEngine : IPatchEngine
     public bool Revert(ulong window)
     {
         Calls.Enqueue($"revert {window:x}");
+        Changing?.Invoke();
         return ThrowAtRevert.Contains(window)
             ? throw new InvalidOperationException("injected into the way back")
             : InForce.TryRemove(window, out _);

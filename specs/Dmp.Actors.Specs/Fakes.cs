@@ -12,6 +12,7 @@ internal sealed class FakeVcpu(int index, ConcurrentQueue<string> events) : IVcp
 {
     private readonly BlockingCollection<Func<VcpuStop>> steps = [];
     private readonly ExitTable exits = new();
+    private volatile bool inGuest;
 
     public int Index => index;
 
@@ -21,6 +22,11 @@ internal sealed class FakeVcpu(int index, ConcurrentQueue<string> events) : IVcp
     public int FailingReads { get; set; }
 
     public int Runs { get; private set; }
+
+    /// <summary>Whether Run is executing.</summary>
+    public bool InGuest => inGuest;
+
+    public WakeClock? WakeClock { get; set; }
 
     public ExitTable Exits
     {
@@ -45,7 +51,10 @@ internal sealed class FakeVcpu(int index, ConcurrentQueue<string> events) : IVcp
     public VcpuStop Run()
     {
         Runs++;
-        VcpuStop stop = steps.Take()();
+        inGuest = true;
+        Func<VcpuStop> step = steps.Take();
+        inGuest = false;
+        VcpuStop stop = step();
         events.Enqueue($"vcpu {index} {stop.GetType().Name}");
         return stop;
     }

@@ -29,6 +29,8 @@ internal sealed class FakeGuest(string text, VcpuStop? ending) : IMachine, IVcpu
 
     public ExitTable Exits { get; } = new();
 
+    public WakeClock WakeClock { get; } = new();
+
     public string KernelId => "0123";
 
     public HostFacts Host { get; } = new() { Cpl0 = "emulated", ExitMicroseconds = 28.1 };
@@ -50,6 +52,9 @@ internal sealed class FakeGuest(string text, VcpuStop? ending) : IMachine, IVcpu
             Exits.Count(ExitKind.Silent, 0x1000);
             Exits.Count(ExitKind.Silent, 0x1000);
             Exits.Count(ExitKind.Io, 0x2000);
+            WakeClock.Halt(1_000_000);
+            WakeClock.Wake(2_000_000);
+            WakeClock.Run(2_012_500);
             Exits.AddTime(outside: 1_000_000, inside: 9_000_000);
             foreach (byte value in Encoding.UTF8.GetBytes(text))
             {

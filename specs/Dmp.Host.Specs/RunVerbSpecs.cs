@@ -120,7 +120,7 @@ public class RunVerbSpecs
         using var json = JsonDocument.Parse(await File.ReadAllTextAsync(report));
         JsonElement root = json.RootElement;
         Assert.Equal(
-            "schema outcome detail host guest wall_ms exits time phases sites patches quiesce_us unowned_ports", Names(root));
+            "schema outcome detail host guest wall_ms exits time phases sites patches quiesce_us vcpus unowned_ports", Names(root));
         Assert.Equal(1, root.GetProperty("schema").GetInt32());
         Assert.Equal("cpl0 exit_us", Names(root.GetProperty("host")));
         Assert.Equal("kernel kernel_id cpus memory_bytes mode", Names(root.GetProperty("guest")));
@@ -132,6 +132,9 @@ public class RunVerbSpecs
         Assert.All(root.GetProperty("phases").EnumerateArray(), phase => Assert.StartsWith("name wall_ms exits", Names(phase), StringComparison.Ordinal));
         Assert.Equal("applied replayed refused reverted aborted in_force", Names(root.GetProperty("patches")));
         Assert.Equal("count", Names(root.GetProperty("quiesce_us")));
+        Assert.Equal("index exits halted_ms wake_us", Names(Assert.Single(root.GetProperty("vcpus").EnumerateArray())));
+        Assert.Equal("count p50 p99 max", Names(root.GetProperty("vcpus")[0].GetProperty("wake_us")));
+        Assert.Equal(12.5, root.GetProperty("vcpus")[0].GetProperty("wake_us").GetProperty("max").GetDouble());
         JsonElement[] sites = [.. root.GetProperty("sites").EnumerateArray()];
         Assert.Equal("rip symbol kind exits", Names(sites[0]));
         Assert.Equal("0x1000", sites[0].GetProperty("rip").GetString());

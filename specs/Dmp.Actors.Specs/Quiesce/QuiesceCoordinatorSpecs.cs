@@ -17,16 +17,18 @@ public sealed class QuiesceCoordinatorSpecs : TestKit
     private readonly TestProbe[] vcpus;
     private readonly TestProbe writer;
     private readonly IActorRef coordinator;
+    private readonly StopClock clock;
 
     public QuiesceCoordinatorSpecs()
         : base(Settings.InVirtualTime)
     {
         vcpus = [CreateTestProbe(), CreateTestProbe(), CreateTestProbe()];
         writer = CreateTestProbe();
+        clock = new StopClock(vcpus.Length);
         coordinator = RestartingParent.Of(this, QuiesceCoordinator.Props(
             vcpus.Select((probe, index) => KeyValuePair.Create(index, probe.Ref)).ToImmutableSortedDictionary(),
             writer.Ref,
-            new StopClock(vcpus.Length),
+            clock,
             Settings.Shipped), CreateTestProbe());
     }
 
@@ -134,6 +136,59 @@ public sealed class QuiesceCoordinatorSpecs : TestKit
         await ResumedAsync(0, 1);
     }
 
+    [Fact(DisplayName = "An epoch is measured when all have gone on, once, whatever pauses them afterwards")]
+    public async Task Measured()
+    {
+        coordinator.Tell(Ask(1, 0x100), TestActor);
+        long epoch = await StandAsync(0, 1, 2);
+        Written(await writer.ExpectMsgAsync<WriterProtocol.Write>(Limit));
+        await ResumedAsync(0, 1, 2);
+        GoOn(epoch, 0, 1);
+        Assert.Empty(await TimesAsync());
+        GoOn(epoch, 2);
+        double measured = Assert.Single(await TimesAsync());
+
+        // The user's pause.
+        clock.Stop(1);
+        clock.Resume(1);
+        Assert.Equal(measured, Assert.Single(await TimesAsync()));
+    }
+
+    [Fact(DisplayName = "The stop of a vCPU that somebody else holds as well is not the transaction's: it is not measured")]
+    public async Task Held_by_another()
+    {
+        coordinator.Tell(Ask(1, 0x100), TestActor);
+        long epoch = await StandAsync(0, 1, 2);
+        Written(await writer.ExpectMsgAsync<WriterProtocol.Write>(Limit));
+        await ResumedAsync(0, 1, 2);
+        coordinator.Tell(new VcpuProtocol.Resumed(epoch, 1, Runs: false), vcpus[1]);
+        GoOn(epoch, 0, 2);
+        await SettleAsync();
+        clock.Resume(1);
+        Assert.Empty(await TimesAsync());
+    }
+
+    [Fact(DisplayName = "The stop of a vCPU that stood already is not the transaction's either, and the next epoch is measured again")]
+    public async Task Held_before()
+    {
+        clock.Stop(1);
+        coordinator.Tell(Ask(1, 0x100), TestActor);
+        long epoch = (await vcpus[1].ExpectMsgAsync<VcpuProtocol.Pause>(Limit)).RequestId;
+        coordinator.Tell(new VcpuProtocol.Paused(epoch, 1), vcpus[1]);
+        _ = await StandAsync(0, 2);
+        Written(await writer.ExpectMsgAsync<WriterProtocol.Write>(Limit));
+        await ResumedAsync(0, 1, 2);
+        GoOn(epoch, 0, 1, 2);
+        Assert.Empty(await TimesAsync());
+
+        coordinator.Tell(Ask(2, 0x200), TestActor);
+        epoch = await StandAsync(0, 1, 2);
+        Written(await writer.ExpectMsgAsync<WriterProtocol.Write>(Limit));
+        await ResumedAsync(0, 1, 2);
+        GoOn(epoch, 0, 1, 2);
+        _ = Assert.Single(await TimesAsync());
+    }
+
     private static Commit Ask(long id, params IEnumerable<ulong> sites) => new(id, id, [.. sites.Select(FakePatchEngine.PreparedOf)], []);
 
     private async Task<long> StandAsync(params IEnumerable<int> which)
@@ -142,11 +197,24 @@ public sealed class QuiesceCoordinatorSpecs : TestKit
         foreach (int vcpu in which)
         {
             epoch = (await vcpus[vcpu].ExpectMsgAsync<VcpuProtocol.Pause>(Limit)).RequestId;
+            clock.Stop(vcpu);
             coordinator.Tell(new VcpuProtocol.Paused(epoch, vcpu), vcpus[vcpu]);
         }
 
         return epoch;
     }
+
+    private void GoOn(long epoch, params IEnumerable<int> which)
+    {
+        foreach (int vcpu in which)
+        {
+            coordinator.Tell(new VcpuProtocol.Resumed(epoch, vcpu, Runs: true), vcpus[vcpu]);
+            clock.Resume(vcpu);
+        }
+    }
+
+    private async Task<ImmutableArray<double>> TimesAsync() =>
+        (await coordinator.Ask<StopTimes>(new GetStopTimes(0), Limit)).Microseconds;
 
     private async Task ResumedAsync(params IEnumerable<int> which)
     {
