@@ -125,6 +125,9 @@ internal sealed class Vcpu : IVcpu, IDisposable
     /// <inheritdoc/>
     public ExitTable Exits { get; } = new();
 
+    /// <inheritdoc/>
+    public WakeClock WakeClock { get; } = new();
+
     /// <summary>Virtual CPU state, for loading the boot state and for specs.</summary>
     internal CpuState State => state;
 
@@ -156,6 +159,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
     {
         if (gate.NeedsSignal())
         {
+            WakeClock.Wake(machine.Clock.Nanoseconds);
             Volatile.Read(ref signal)?.Send();
         }
     }
@@ -327,9 +331,15 @@ internal sealed class Vcpu : IVcpu, IDisposable
     private void WaitForKick()
     {
         long before = Stopwatch.GetTimestamp();
+        long deadline = chipset.NextDeadline(Index);
         signal!.Wait(LongestHaltNanoseconds);
         gate.Close();
         leftGuest += Stopwatch.GetTimestamp() - before;
+        if (machine.Clock.Nanoseconds >= deadline)
+        {
+            WakeClock.Wake(deadline);
+        }
+
         RunTimers();
     }
 
@@ -755,6 +765,14 @@ internal sealed class Vcpu : IVcpu, IDisposable
 
     /// <summary>HLT: waits for an interrupt without using the CPU.</summary>
     private VcpuStop? Halt()
+    {
+        WakeClock.Halt(machine.Clock.Nanoseconds);
+        VcpuStop? end = WaitForInterrupt();
+        WakeClock.Run(machine.Clock.Nanoseconds);
+        return end;
+    }
+
+    private VcpuStop? WaitForInterrupt()
     {
         while (true)
         {
