@@ -210,12 +210,14 @@ internal sealed unsafe class KvmVcpu : ICpuRegisters, IDisposable
     /// <summary>The frequency of the guest's TSC in kHz, or 0 when KVM does not say.</summary>
     internal int TscKilohertz() => Math.Max(0, Libc.Ioctl(descriptor, (nuint)KvmRequest.GetTscKhz, 0));
 
+    /// <summary>Whether the guest's TSC is known to be the host's.</summary>
+    internal bool SharesHostTsc { get; private set; }
+
     /// <summary>
     /// Gives the guest the host's own TSC, so that it is the same on every vCPU of every VM. Without it KVM lets the TSC of each VM begin at
     /// 0. A KVM that does not have this (Linux before 5.16, or one that cannot offset the TSC) leaves it as it is.
     /// </summary>
-    /// <returns>Whether KVM took it.</returns>
-    internal bool TryShareHostTsc()
+    internal void ShareHostTsc()
     {
         ulong offset = 0;
         KvmDeviceAttribute attribute = new()
@@ -224,7 +226,7 @@ internal sealed unsafe class KvmVcpu : ICpuRegisters, IDisposable
             Attribute = KvmDeviceAttribute.TscOffset,
             Address = (ulong)&offset,
         };
-        return Libc.Ioctl(descriptor, (nuint)KvmRequest.SetDeviceAttribute, &attribute) == 0;
+        SharesHostTsc = Libc.Ioctl(descriptor, (nuint)KvmRequest.SetDeviceAttribute, &attribute) == 0;
     }
 
     /// <summary>Whether an exception waits inside KVM to be delivered with the next entry.</summary>

@@ -73,7 +73,7 @@ internal sealed unsafe class KvmVm : IDisposable
         }
 
         KvmVcpu created = new(vcpu, vcpuMapping);
-        _ = created.TryShareHostTsc();
+        created.ShareHostTsc();
         return created;
     }
 

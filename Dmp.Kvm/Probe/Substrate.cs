@@ -63,7 +63,7 @@ internal sealed record Substrate
             SyscallEntersCpl0 = vm.RunUser([0x0F, 0x05]) == MachineLayout.SyscallPort,
             UserCpuidIsHosts = MeasureCpuid(vm),
             UserFsGsBase = MeasureBases(vm),
-            TscOffset = MeasureTscOffset(vm),
+            TscOffset = vm.Vcpu.SharesHostTsc ? 0 : MeasureTscOffset(vm),
             TscFrequency = (ulong)vm.Vcpu.TscKilohertz() * 1000,
         };
     }
