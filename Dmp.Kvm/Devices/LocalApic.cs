@@ -231,6 +231,9 @@ public sealed class LocalApic : IMmioDevice
         KickUnlessOwner();
     }
 
+    /// <summary>Whether another vCPU has ended the halt. Any thread.</summary>
+    internal bool HasWakeUp => (CurrentSignals & Signals.WakeUp) != 0;
+
     /// <summary>Takes a pending end of a halt. The vCPU's thread.</summary>
     internal bool TakeWakeUp() => TakeSignal(Signals.WakeUp);
 

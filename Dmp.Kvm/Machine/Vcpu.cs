@@ -810,7 +810,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
         for (int other = 0; other < chipset.LocalApics.Count; other++)
         {
             LocalApic there = chipset.LocalApics[other];
-            bool stays = there.IsWaitingForStartUp || ((halted & (1u << other)) != 0 && !there.HasNmi);
+            bool stays = there.IsWaitingForStartUp || ((halted & (1u << other)) != 0 && !there.HasNmi && !there.HasWakeUp);
             if (!stays || there.HasInit)
             {
                 return false;
