@@ -14,7 +14,6 @@ public class GuestSpecs
     private const long LargestProcess = 200L << 20;
 
     [SkippableFact(DisplayName = "Debian's kernel boots without a complaint, and the report says what it cost")]
-    [Trait("needs", "kvm")]
     public Task Boots() => CheckBootAsync("dmp");
 
     [SkippableFact(DisplayName = "Debian's kernel boots with each of its sensitive instructions trapped, and the report says what it cost")]
@@ -51,7 +50,6 @@ public class GuestSpecs
     }
 
     [SkippableFact(DisplayName = "A guest that reboots has ended well")]
-    [Trait("needs", "kvm")]
     public async Task Reboots()
     {
         DmpResult result = await DmpProcess.BootAsync("dmp", "dmp.work= dmp.end=reboot", ["--timeout", "200"]);
@@ -62,7 +60,6 @@ public class GuestSpecs
     }
 
     [SkippableFact(DisplayName = "A kernel panic is a failure of the guest, also when the kernel then resets the machine")]
-    [Trait("needs", "kvm")]
     public async Task Panics()
     {
         using var directory = new TemporaryDirectory();
@@ -79,7 +76,6 @@ public class GuestSpecs
     }
 
     [SkippableFact(DisplayName = "A run whose time is up ends with 5, and has a report")]
-    [Trait("needs", "kvm")]
     public async Task TimesOut()
     {
         using var directory = new TemporaryDirectory();

@@ -2,7 +2,6 @@ namespace Dmp.Host.Specs.RunningGuests;
 
 /// <summary>Files that are no kernels, and machines that are too small: one line, exit code 2, and no more.</summary>
 [Collection(GuestCollection.Name)]
-[Trait("needs", "kvm")]
 public class UnusableInputSpecs
 {
     [SkippableFact(DisplayName = "A kernel that is not there")]

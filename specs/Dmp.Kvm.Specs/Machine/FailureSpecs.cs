@@ -6,7 +6,6 @@ namespace Dmp.Kvm.Specs.Machine;
 
 /// <summary>What comes of guests, and of our own code, that cannot go on.</summary>
 [Collection(KvmMachineCollection.Name)]
-[Trait("needs", "kvm")]
 public class FailureSpecs
 {
     [SkippableFact(DisplayName = "An exception without an IDT is a triple fault, told with registers and code bytes")]

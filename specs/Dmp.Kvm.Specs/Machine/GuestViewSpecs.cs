@@ -8,7 +8,6 @@ namespace Dmp.Kvm.Specs.Machine;
 
 /// <summary>What a kernel sees of the machine.</summary>
 [Collection(KvmMachineCollection.Name)]
-[Trait("needs", "kvm")]
 public class GuestViewSpecs
 {
     private const ulong InterruptFlag = 1 << 9;

@@ -8,7 +8,6 @@ namespace Dmp.Kvm.Specs.Machine;
 
 /// <summary>Running, pausing, and what it costs.</summary>
 [Collection(KvmMachineCollection.Name)]
-[Trait("needs", "kvm")]
 public class RunningSpecs
 {
     [SkippableFact(DisplayName = "A write to the debug-exit port ends the machine with its value")]

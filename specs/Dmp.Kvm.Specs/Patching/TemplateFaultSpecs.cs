@@ -6,7 +6,6 @@ namespace Dmp.Kvm.Specs.Patching;
 
 /// <summary>Faults of the guest in the middle of an implant.</summary>
 [Collection(KvmMachineCollection.Name)]
-[Trait("needs", "kvm")]
 public class TemplateFaultSpecs
 {
     private const ulong NonCanonical = 0x0001_2345_6789_0000;

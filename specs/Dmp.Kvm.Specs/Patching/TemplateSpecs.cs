@@ -25,7 +25,6 @@ public class TemplateSpecs
         TemplateCase.All.Select(known => known.Template).Order(StringComparer.Ordinal));
 
     [SkippableTheory(DisplayName = "An implant leaves registers, flags, memory and the virtual CPU as the emulated original does")]
-    [Trait("needs", "kvm")]
     [MemberData(nameof(Templates))]
     public void Same(string template)
     {

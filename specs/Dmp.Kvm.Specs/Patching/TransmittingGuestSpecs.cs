@@ -9,7 +9,6 @@ namespace Dmp.Kvm.Specs.Patching;
 
 /// <summary>A guest whose port instructions are implants: what it wrote is on the console, whatever becomes of it.</summary>
 [Collection(KvmMachineCollection.Name)]
-[Trait("needs", "kvm")]
 public class TransmittingGuestSpecs
 {
     private const int Many = 10 * DevicePage.RingEntries;
