@@ -5,6 +5,7 @@ namespace Dmp.Host.Specs.RunningGuests;
 
 /// <summary>The guest's console, as whoever runs dmp sees it.</summary>
 [Collection(GuestCollection.Name)]
+[Trait("needs", "fast kvm")]
 public partial class ConsoleSpecs
 {
     private const int Printed = 2000;

@@ -10,6 +10,7 @@ namespace Dmp.Host.Specs.RunningGuests;
 
 /// <summary>dmp is killed while it patches a kernel that boots, and started again. DMP_SPEC_STORM says how often.</summary>
 [Collection(GuestCollection.Name)]
+[Trait("needs", "fast kvm")]
 public class CrashRecoverySpecs(ITestOutputHelper output)
 {
     private const int FewRounds = 3;

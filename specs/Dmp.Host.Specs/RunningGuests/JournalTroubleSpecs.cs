@@ -22,6 +22,7 @@ public sealed class JournalTroubleSpecs : IDisposable
     public void Dispose() => directory.Dispose();
 
     [SkippableFact(DisplayName = "A journal that was cut off, wherever, ends the run before the guest starts")]
+    [Trait("needs", "fast kvm")]
     public async Task Truncated()
     {
         _ = DemoGuest.Kernel;
@@ -35,6 +36,7 @@ public sealed class JournalTroubleSpecs : IDisposable
     }
 
     [SkippableTheory(DisplayName = "A journal of random bytes, from its beginning or from its second page on, ends the run before the guest starts")]
+    [Trait("needs", "fast kvm")]
     [InlineData(0)]
     [InlineData(4096)]
     public async Task Noise(int from)
@@ -57,6 +59,7 @@ public sealed class JournalTroubleSpecs : IDisposable
     }
 
     [SkippableTheory(DisplayName = "A read-only journal, a read-only folder and a full disk end the run before the guest starts")]
+    [Trait("needs", "fast kvm")]
     [InlineData("mount --bind \"$1/patches.db\" \"$1/patches.db\"; mount -o remount,ro,bind \"$1/patches.db\"", "make it writable")]
     [InlineData("mount --bind \"$1\" \"$1\"; mount -o remount,ro,bind \"$1\"", "make it writable")]
     [InlineData("mount -t tmpfs -o ro tmpfs \"$1\"", "make it writable")]
@@ -79,6 +82,7 @@ public sealed class JournalTroubleSpecs : IDisposable
     }
 
     [SkippableFact(DisplayName = "A disk that becomes full is said once; the guest runs on, and the next run begins with what was stored")]
+    [Trait("needs", "fast kvm")]
     public async Task Full_disk()
     {
         _ = DemoGuest.Kernel;
@@ -111,6 +115,7 @@ public sealed class JournalTroubleSpecs : IDisposable
     }
 
     [SkippableTheory(DisplayName = "Whatever happens to the journal's files during a run, the guest runs on")]
+    [Trait("needs", "fast kvm")]
     [InlineData("", true)]
     [InlineData("", false)]
     [InlineData("-wal", true)]
@@ -151,6 +156,7 @@ public sealed class JournalTroubleSpecs : IDisposable
     }
 
     [SkippableFact(DisplayName = "A PostgreSQL server that stops in the middle of a run is said once; the guest runs on, and nothing stored is lost")]
+    [Trait("needs", "fast kvm")]
     public async Task Server_stops()
     {
         const int Lines = 10; // of the console from one look at the server to the next

@@ -2,6 +2,7 @@ namespace Dmp.Host.Specs.RunningGuests;
 
 /// <summary>A guest kernel that patches its own code and looks at its own stacks finds what it would find on a CPU.</summary>
 [Collection(GuestCollection.Name)]
+[Trait("needs", "fast kvm")]
 public class KernelPatchingSpecs
 {
     /// <summary>

@@ -4,6 +4,7 @@ namespace Dmp.Host.Specs.RunningGuests;
 
 /// <summary>Patches make a guest faster and nothing else, whichever of them there are.</summary>
 [Collection(GuestCollection.Name)]
+[Trait("needs", "fast kvm")]
 public partial class TemplateChoiceSpecs
 {
     /// <summary>What <c>signals</c> leaves out: see <see cref="GuestSpecs"/>.</summary>
