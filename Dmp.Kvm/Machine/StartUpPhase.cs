@@ -7,6 +7,7 @@ using Dmp.Kvm.Devices;
 using Dmp.Kvm.Emulation;
 using Dmp.Kvm.Interop;
 using Dmp.Kvm.Memory;
+using Dmp.Kvm.Monitor;
 using Msr = Dmp.Kvm.Cpu.Msr;
 
 namespace Dmp.Kvm.Machine;
@@ -66,7 +67,6 @@ internal sealed class StartUpPhase
     private readonly bool watchesMsrs;
     private readonly Action<ulong> releaseCode;
     private readonly MsrInstructions msrs;
-    private readonly SegmentInstructions segments;
 
     private bool loadRegisters;
     private bool stepping;
@@ -101,7 +101,6 @@ internal sealed class StartUpPhase
         this.watchesMsrs = watchesMsrs;
         this.releaseCode = releaseCode;
         msrs = new MsrInstructions(context);
-        segments = new SegmentInstructions(context);
     }
 
     /// <summary>Whether the vCPU is in the phase.</summary>
@@ -166,14 +165,14 @@ internal sealed class StartUpPhase
     internal void Resume()
     {
         ref KvmSregs sregs = ref kvm.Sregs;
-        sregs.Cs = Native(State.CodeSelector, default);
-        sregs.Ss = Native(State.StackSelector, default);
-        sregs.Ds = Native(sregs.Ds.Selector, default);
-        sregs.Es = Native(sregs.Es.Selector, default);
-        sregs.Fs = Native(sregs.Fs.Selector, sregs.Fs.Base);
-        sregs.Gs = Native(sregs.Gs.Selector, sregs.Gs.Base);
+        sregs.Cs = MonitorSegments.Code(State.CodeSelector, 0);
+        sregs.Ss = MonitorSegments.Data(State.StackSelector, 0);
+        sregs.Ds = NativeSegments.Privileged(sregs.Ds);
+        sregs.Es = NativeSegments.Privileged(sregs.Es);
+        sregs.Fs = NativeSegments.Privileged(sregs.Fs);
+        sregs.Gs = NativeSegments.Privileged(sregs.Gs);
         sregs.Tr = NativeSegments.Task(State.TaskSelector, State.TaskBase, State.TaskSelector == 0 ? LimitAfterReset : State.TaskLimit);
-        sregs.Ldt = NativeSegments.Null();
+        sregs.Ldt = NativeSegments.LdtAfterReset();
         sregs.Gdt = new KvmDescriptorTable { Base = State.GdtBase, Limit = State.GdtLimit };
         sregs.Idt = new KvmDescriptorTable { Base = State.IdtBase, Limit = State.IdtLimit };
         sregs.Cr0 = State.Cr0;
@@ -358,15 +357,6 @@ internal sealed class StartUpPhase
                 _ = kvm.TrySetMsr((uint)msr, value);
             }
         }
-    }
-
-    private KvmSegment Native(ushort selector, ulong longModeBase)
-    {
-        const int RplMask = 3;
-        ushort own = (ushort)(selector & ~RplMask);
-        return segments.TryReadDescriptor(own, out SegmentDescriptor descriptor)
-            ? NativeSegments.Of(own, descriptor)
-            : NativeSegments.Null(longModeBase);
     }
 
     private void EndStepping()
