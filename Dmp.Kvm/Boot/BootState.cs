@@ -21,6 +21,12 @@ public sealed record BootState
     /// <summary>In which mode.</summary>
     public BootMode Mode { get; init; }
 
+    /// <summary>
+    /// Where the kernel proper begins, when it is entered in 32-bit mode and unpacks itself: what comes before has data among its code, and
+    /// runs natively. Null when the phase ends with 64-bit mode.
+    /// </summary>
+    public GuestPhysicalAddress? NativeUntil { get; init; }
+
     /// <summary>EAX in 32-bit mode.</summary>
     public uint Eax { get; init; }
 

@@ -102,13 +102,24 @@ internal sealed unsafe class KvmVcpu : ICpuRegisters, IDisposable
     /// <summary>Makes KVM deliver an NMI.</summary>
     internal void InjectNmi() => Check(KvmRequest.NonMaskableInterrupt, null);
 
-    /// <summary>Makes the next KVM_RUN end with KVM_EXIT_DEBUG behind one instruction, or ends that.</summary>
+    /// <summary>Makes the next KVM_RUN end with KVM_EXIT_DEBUG behind one instruction.</summary>
     /// <returns>Whether KVM can do it.</returns>
-    internal bool TrySingleStep(bool enable)
+    internal bool TryStep() => TryDebug(new KvmGuestDebug { Control = KvmGuestDebug.Enable | KvmGuestDebug.SingleStep });
+
+    /// <summary>Makes KVM_RUN end with KVM_EXIT_DEBUG before the instruction at a linear address.</summary>
+    /// <returns>Whether KVM can do it.</returns>
+    internal bool TryBreakAt(ulong address)
     {
-        KvmGuestDebug debug = new() { Control = enable ? KvmGuestDebug.Enable | KvmGuestDebug.SingleStep : 0 };
-        return Libc.Ioctl(descriptor, (nuint)KvmRequest.SetGuestDebug, &debug) == 0;
+        // DR7: the global enable bit of DR0, for execution.
+        const ulong First = 1 << 1;
+        return TryDebug(new KvmGuestDebug
+        {
+            Control = KvmGuestDebug.Enable | KvmGuestDebug.UseBreakpoints, Address = address, Enabled = First,
+        });
     }
+
+    /// <summary>Ends <see cref="TryStep"/> and <see cref="TryBreakAt"/>.</summary>
+    internal void EndDebugging() => _ = TryDebug(default);
 
     /// <summary>Translates a linear address as the vCPU's paging mode does.</summary>
     /// <returns>Whether it is mapped.</returns>
@@ -230,6 +241,8 @@ internal sealed unsafe class KvmVcpu : ICpuRegisters, IDisposable
         _ = Libc.Unmap((nint)run, (nuint)mappingSize);
         _ = Libc.Close(descriptor);
     }
+
+    private bool TryDebug(KvmGuestDebug debug) => Libc.Ioctl(descriptor, (nuint)KvmRequest.SetGuestDebug, &debug) == 0;
 
     private void Check(KvmRequest request, void* argument)
     {

@@ -38,8 +38,8 @@ internal enum StartUpResult
 /// Runs what cannot be deprivileged: code in real mode, in 32-bit protected mode and in compatibility mode runs natively at CPL 0, on its
 /// own page tables and descriptors, until the vCPU is in 64-bit mode. Guest-physical addresses are machine addresses for RAM, so nothing
 /// of the guest's has to be translated. Nobody enters 64-bit mode without a WRMSR that sets EFER.LME: where KVM shows it, the guest runs
-/// freely until then and is stepped from then on, some tens of instructions; where it does not, all of the phase is stepped. A kernel that
-/// never enters 64-bit mode stays in the phase. Belongs to the vCPU's thread.
+/// freely until then and is stepped from then on, some tens of instructions; where it does not, all of the phase is stepped. A packed
+/// kernel is an exception: it runs natively until it has unpacked itself. A kernel that never enters 64-bit mode stays in the phase. Belongs to the vCPU's thread.
 /// </summary>
 internal sealed class StartUpPhase
 {
@@ -68,6 +68,8 @@ internal sealed class StartUpPhase
     private readonly Action<ulong> releaseCode;
     private readonly MsrInstructions msrs;
 
+    // Where the phase ends, when it does not end with the first instruction in 64-bit mode.
+    private ulong? nativeUntil;
     private bool loadRegisters;
     private bool stepping;
     private bool unfinished;
@@ -123,6 +125,7 @@ internal sealed class StartUpPhase
     internal void Begin(byte vector)
     {
         Leave();
+        nativeUntil = null;
         if (code.Contains(vector))
         {
             // Traps in it are for 64-bit code at CPL 3.
@@ -142,6 +145,7 @@ internal sealed class StartUpPhase
     internal void Begin(BootState boot)
     {
         Leave();
+        nativeUntil = boot.NativeUntil?.Value;
         ResetRegisters();
         ref KvmSregs sregs = ref kvm.Sregs;
         sregs.Cr0 = (ulong)(Cr0.ProtectionEnable | Cr0.ExtensionType);
@@ -181,6 +185,7 @@ internal sealed class StartUpPhase
         sregs.Cr4 = (ulong)State.Cr4;
         sregs.Efer = (ulong)State.Efer;
         kvm.Regs.Rflags = context.Events.GuestFlags;
+        nativeUntil = null;
         Enter();
     }
 
@@ -188,6 +193,7 @@ internal sealed class StartUpPhase
     /// <returns>Whether the registers are to be loaded.</returns>
     internal bool BeforeEntry()
     {
+        bool debugs;
         if (stepping)
         {
             if (loadRegisters)
@@ -198,14 +204,17 @@ internal sealed class StartUpPhase
             }
 
             // Anew for each step: the guest's POPF takes TF away.
-            if (!kvm.TrySingleStep(enable: true))
-            {
-                throw new HostUnsupportedException("This KVM cannot single-step a guest: code before 64-bit mode cannot run here.");
-            }
+            debugs = kvm.TryStep();
         }
         else
         {
+            debugs = nativeUntil is not { } address || kvm.TryBreakAt(address);
             Inject();
+        }
+
+        if (!debugs)
+        {
+            throw new HostUnsupportedException("This KVM cannot debug a guest: code before 64-bit mode cannot run here.");
         }
 
         // RIP is another one when a halt ended without an interrupt: then HLT is executed again.
@@ -327,7 +336,7 @@ internal sealed class StartUpPhase
 
         if (IsActive)
         {
-            EndStepping();
+            EndDebugging();
             real.LoadFixed();
             IsActive = false;
         }
@@ -341,7 +350,7 @@ internal sealed class StartUpPhase
         KvmDebugRegs debug = new() { Dr6 = State.Dr6, Dr7 = State.Dr7 };
         debug.SetAddresses(State.DebugAddress);
         kvm.SetDebugRegs(debug);
-        stepping = !watchesMsrs || ((Efer)kvm.Sregs.Efer & Efer.LongModeEnable) != 0;
+        stepping = nativeUntil is null && (!watchesMsrs || ((Efer)kvm.Sregs.Efer & Efer.LongModeEnable) != 0);
         loadRegisters = true;
         IsActive = true;
         lastRegs = kvm.Regs;
@@ -359,12 +368,12 @@ internal sealed class StartUpPhase
         }
     }
 
-    private void EndStepping()
+    private void EndDebugging()
     {
-        if (stepping)
+        if (stepping || nativeUntil is not null)
         {
             stepping = false;
-            _ = kvm.TrySingleStep(enable: false);
+            kvm.EndDebugging();
         }
 
         kvm.RequestInterruptWindow(false);
@@ -372,12 +381,13 @@ internal sealed class StartUpPhase
 
     private StartUpResult EndIfSixtyFourBit()
     {
-        if (!IsSixtyFourBit || kvm.HasPendingEvent())
+        bool early = nativeUntil is { } address && LinearRip != address;
+        if (!IsSixtyFourBit || early || kvm.HasPendingEvent())
         {
             return StartUpResult.Continue;
         }
 
-        EndStepping();
+        EndDebugging();
         Capture();
         real.LoadFixed();
         IsActive = false;
@@ -541,14 +551,16 @@ internal sealed class StartUpPhase
             return false;
         }
 
-        bool enabled = (value & Efer.LongModeEnable) != 0;
-        if (!enabled && watchesMsrs)
+        if (nativeUntil is null)
         {
-            EndStepping();
-        }
-        else
-        {
-            stepping = true;
+            if ((value & Efer.LongModeEnable) != 0)
+            {
+                stepping = true;
+            }
+            else
+            {
+                EndDebugging();
+            }
         }
 
         return true;
@@ -576,7 +588,7 @@ internal sealed class StartUpPhase
         KvmRegs regs = kvm.Regs;
         KvmSregs sregs = kvm.Sregs;
         bool stepped = stepping;
-        EndStepping();
+        EndDebugging();
         real.LoadFixed();
         releaseCode(frame);
         kvm.Regs = regs;
