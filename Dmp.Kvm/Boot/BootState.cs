@@ -22,10 +22,10 @@ public sealed record BootState
     public BootMode Mode { get; init; }
 
     /// <summary>
-    /// Where the kernel proper begins, when it is entered in 32-bit mode and unpacks itself: what comes before has data among its code, and
-    /// runs natively. Null when the phase ends with 64-bit mode.
+    /// Whether 64-bit code comes first that unpacks the kernel. It has data among its code, and runs natively: until the kernel runs at its
+    /// own virtual addresses.
     /// </summary>
-    public GuestPhysicalAddress? NativeUntil { get; init; }
+    public bool UnpacksItself { get; init; }
 
     /// <summary>EAX in 32-bit mode.</summary>
     public uint Eax { get; init; }

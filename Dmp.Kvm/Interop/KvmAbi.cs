@@ -256,18 +256,9 @@ internal struct KvmGuestDebug
 {
     internal const uint Enable = 1 << 0;
     internal const uint SingleStep = 1 << 1;
-    internal const uint UseBreakpoints = 1 << 17;
 
     [FieldOffset(0)]
     internal uint Control;
-
-    /// <summary>DR0: an address.</summary>
-    [FieldOffset(8)]
-    internal ulong Address;
-
-    /// <summary>DR7.</summary>
-    [FieldOffset(64)]
-    internal ulong Enabled;
 }
 
 /// <summary>struct kvm_translation.</summary>

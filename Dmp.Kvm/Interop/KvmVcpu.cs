@@ -106,19 +106,7 @@ internal sealed unsafe class KvmVcpu : ICpuRegisters, IDisposable
     /// <returns>Whether KVM can do it.</returns>
     internal bool TryStep() => TryDebug(new KvmGuestDebug { Control = KvmGuestDebug.Enable | KvmGuestDebug.SingleStep });
 
-    /// <summary>Makes KVM_RUN end with KVM_EXIT_DEBUG before the instruction at a linear address.</summary>
-    /// <returns>Whether KVM can do it.</returns>
-    internal bool TryBreakAt(ulong address)
-    {
-        // DR7: the global enable bit of DR0, for execution.
-        const ulong First = 1 << 1;
-        return TryDebug(new KvmGuestDebug
-        {
-            Control = KvmGuestDebug.Enable | KvmGuestDebug.UseBreakpoints, Address = address, Enabled = First,
-        });
-    }
-
-    /// <summary>Ends <see cref="TryStep"/> and <see cref="TryBreakAt"/>.</summary>
+    /// <summary>Ends <see cref="TryStep"/>.</summary>
     internal void EndDebugging() => _ = TryDebug(default);
 
     /// <summary>Translates a linear address as the vCPU's paging mode does.</summary>

@@ -39,7 +39,7 @@ internal enum StartUpResult
 /// own page tables and descriptors, until the vCPU is in 64-bit mode. Guest-physical addresses are machine addresses for RAM, so nothing
 /// of the guest's has to be translated. Nobody enters 64-bit mode without a WRMSR that sets EFER.LME: where KVM shows it, the guest runs
 /// freely until then and is stepped from then on, some tens of instructions; where it does not, all of the phase is stepped. A packed
-/// kernel is an exception: it runs natively until it has unpacked itself. A kernel that never enters 64-bit mode stays in the phase. Belongs to the vCPU's thread.
+/// kernel is an exception: it runs natively until it has unpacked itself and was seen in its own code. A kernel that never enters 64-bit mode stays in the phase. Belongs to the vCPU's thread.
 /// </summary>
 internal sealed class StartUpPhase
 {
@@ -68,8 +68,8 @@ internal sealed class StartUpPhase
     private readonly Action<ulong> releaseCode;
     private readonly MsrInstructions msrs;
 
-    // Where the phase ends, when it does not end with the first instruction in 64-bit mode.
-    private ulong? nativeUntil;
+    // The code in which the phase ends, when it does not end with the first instruction in 64-bit mode.
+    private (ulong Start, ulong Length)? nativeUntil;
     private bool loadRegisters;
     private bool stepping;
     private bool unfinished;
@@ -108,6 +108,9 @@ internal sealed class StartUpPhase
     /// <summary>Whether the vCPU is in the phase.</summary>
     internal bool IsActive { get; private set; }
 
+    /// <summary>Whether the end of the phase shows only when the vCPU is kicked from time to time.</summary>
+    internal bool WantsKicks => nativeUntil is not null;
+
     /// <summary>Why the guest cannot go on, after <see cref="StartUpResult.Failed"/>.</summary>
     internal string Failure { get; private set; } = "";
 
@@ -145,7 +148,7 @@ internal sealed class StartUpPhase
     internal void Begin(BootState boot)
     {
         Leave();
-        nativeUntil = boot.NativeUntil?.Value;
+        nativeUntil = boot.UnpacksItself ? (boot.KernelVirtualBase.Value, boot.KernelLength) : null;
         ResetRegisters();
         ref KvmSregs sregs = ref kvm.Sregs;
         sregs.Cr0 = (ulong)(Cr0.ProtectionEnable | Cr0.ExtensionType);
@@ -193,7 +196,6 @@ internal sealed class StartUpPhase
     /// <returns>Whether the registers are to be loaded.</returns>
     internal bool BeforeEntry()
     {
-        bool debugs;
         if (stepping)
         {
             if (loadRegisters)
@@ -204,17 +206,14 @@ internal sealed class StartUpPhase
             }
 
             // Anew for each step: the guest's POPF takes TF away.
-            debugs = kvm.TryStep();
+            if (!kvm.TryStep())
+            {
+                throw new HostUnsupportedException("This KVM cannot single-step a guest: code before 64-bit mode cannot run here.");
+            }
         }
         else
         {
-            debugs = nativeUntil is not { } address || kvm.TryBreakAt(address);
             Inject();
-        }
-
-        if (!debugs)
-        {
-            throw new HostUnsupportedException("This KVM cannot debug a guest: code before 64-bit mode cannot run here.");
         }
 
         // RIP is another one when a halt ended without an interrupt: then HLT is executed again.
@@ -263,6 +262,11 @@ internal sealed class StartUpPhase
                 return Halt();
             case KvmExitReason.Interrupted:
                 exits.Count(ExitKind.Kick, LinearRip);
+                if (nativeUntil is not null)
+                {
+                    _ = EndIfSixtyFourBit();
+                }
+
                 return StartUpResult.Kicked;
             case KvmExitReason.IrqWindowOpen or KvmExitReason.SetTaskPriority:
                 exits.Count(ExitKind.Other, LinearRip);
@@ -370,7 +374,7 @@ internal sealed class StartUpPhase
 
     private void EndDebugging()
     {
-        if (stepping || nativeUntil is not null)
+        if (stepping)
         {
             stepping = false;
             kvm.EndDebugging();
@@ -381,7 +385,7 @@ internal sealed class StartUpPhase
 
     private StartUpResult EndIfSixtyFourBit()
     {
-        bool early = nativeUntil is { } address && LinearRip != address;
+        bool early = nativeUntil is { } kernel && LinearRip - kernel.Start >= kernel.Length;
         if (!IsSixtyFourBit || early || kvm.HasPendingEvent())
         {
             return StartUpResult.Continue;
