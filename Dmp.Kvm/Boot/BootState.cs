@@ -21,6 +21,12 @@ public sealed record BootState
     /// <summary>In which mode.</summary>
     public BootMode Mode { get; init; }
 
+    /// <summary>
+    /// Whether 64-bit code comes first that unpacks the kernel. It has data among its code, and runs natively: until the kernel runs at its
+    /// own virtual addresses.
+    /// </summary>
+    public bool UnpacksItself { get; init; }
+
     /// <summary>EAX in 32-bit mode.</summary>
     public uint Eax { get; init; }
 

@@ -31,7 +31,11 @@ internal static class LinuxLoader
         }
 
         GuestRamRange ramdisk = KernelPlacement.LoadInitrd(ram, kernel.Header.InitrdMaximum + 1UL, reservedEnd, initrd);
-        byte[] commandLine = CommandLine.Encode(request.CommandLine, kernel.Header.CommandLineSize);
+
+        // A kernel that unpacks itself would choose its place at random, and nobody would know where it is.
+        bool unpacks = packed && kernel.Elf.Is64Bit;
+        string text = unpacks ? $"{request.CommandLine} nokaslr".TrimStart() : request.CommandLine;
+        byte[] commandLine = CommandLine.Encode(text, kernel.Header.CommandLineSize);
         commandLine.CopyTo(ram.Slice(BootLayout.CommandLine, commandLine.Length));
         GuestPhysicalAddress rsdp = AcpiTables.Write(ram, request.Cpus);
         BootParameters.Write(ram, kernel.Header, ramdisk, rsdp, packed ? new(start) : default);
@@ -43,6 +47,7 @@ internal static class LinuxLoader
         return KernelPlacement.StateOf(kernel) with
         {
             Mode = mode,
+            UnpacksItself = unpacks,
             Entry = new(packed ? start : kernel.Elf.Entry),
             Esi = (uint)BootLayout.BootParameters.Value,
             PageTableRoot = packed ? default : BootLayout.PageTables,

@@ -292,9 +292,6 @@ internal readonly struct SegmentDescriptor(ulong low)
 
     internal bool IsLong => ((low >> 53) & 1) != 0;
 
-    /// <summary>D/B: 32-bit code, or a 32-bit stack.</summary>
-    internal bool IsBig => ((low >> 54) & 1) != 0;
-
     internal bool IsCode => IsCodeOrData && ((Type >> CodeBit) & 1) != 0;
 
     internal bool IsReadable => IsCodeOrData && (!IsCode || ((Type >> WritableOrReadableBit) & 1) != 0);

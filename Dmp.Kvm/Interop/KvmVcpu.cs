@@ -111,13 +111,12 @@ internal sealed unsafe class KvmVcpu : ICpuRegisters, IDisposable
     /// <summary>Makes KVM deliver an NMI.</summary>
     internal void InjectNmi() => Check(KvmRequest.NonMaskableInterrupt, null);
 
-    /// <summary>Makes the next KVM_RUN end with KVM_EXIT_DEBUG behind one instruction, or ends that.</summary>
+    /// <summary>Makes the next KVM_RUN end with KVM_EXIT_DEBUG behind one instruction.</summary>
     /// <returns>Whether KVM can do it.</returns>
-    internal bool TrySingleStep(bool enable)
-    {
-        KvmGuestDebug debug = new() { Control = enable ? KvmGuestDebug.Enable | KvmGuestDebug.SingleStep : 0 };
-        return Libc.Ioctl(descriptor, (nuint)KvmRequest.SetGuestDebug, &debug) == 0;
-    }
+    internal bool TryStep() => TryDebug(new KvmGuestDebug { Control = KvmGuestDebug.Enable | KvmGuestDebug.SingleStep });
+
+    /// <summary>Ends <see cref="TryStep"/>.</summary>
+    internal void EndDebugging() => _ = TryDebug(default);
 
     /// <summary>Translates a linear address as the vCPU's paging mode does.</summary>
     /// <returns>Whether it is mapped.</returns>
@@ -258,6 +257,8 @@ internal sealed unsafe class KvmVcpu : ICpuRegisters, IDisposable
         _ = Libc.Unmap((nint)run, (nuint)mappingSize);
         _ = Libc.Close(descriptor);
     }
+
+    private bool TryDebug(KvmGuestDebug debug) => Libc.Ioctl(descriptor, (nuint)KvmRequest.SetGuestDebug, &debug) == 0;
 
     private void Check(KvmRequest request, void* argument)
     {

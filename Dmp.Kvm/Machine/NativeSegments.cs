@@ -1,5 +1,4 @@
 using Dmp.Kvm.Cpu;
-using Dmp.Kvm.Emulation;
 using Dmp.Kvm.Interop;
 using Dmp.Kvm.Monitor;
 
@@ -12,7 +11,6 @@ internal static class NativeSegments
     private const byte TypeData = 0x3;
     private const byte TypeLdt = 0x2;
     private const byte TypeBusyTss = 0xB;
-    private const byte Accessed = 1;
     private const int RealModeShift = 4;
     private const int RplMask = 3;
     private const uint LargestByteLimit = 0xF_FFFF;
@@ -38,36 +36,24 @@ internal static class NativeSegments
     /// <summary>LDTR after reset.</summary>
     internal static KvmSegment LdtAfterReset() => new() { Limit = ushort.MaxValue, Type = TypeLdt, Present = 1 };
 
-    /// <summary>A code or data segment of the guest's own GDT.</summary>
-    internal static KvmSegment Of(ushort selector, SegmentDescriptor descriptor) => new()
-    {
-        Base = descriptor.Base,
-        Limit = descriptor.Limit,
-        Selector = selector,
-        Type = (byte)(descriptor.Type | Accessed),
-        Present = 1,
-        Dpl = (byte)descriptor.Privilege,
-        S = 1,
-        L = descriptor.IsLong ? (byte)1 : (byte)0,
-        Db = descriptor.IsBig ? (byte)1 : (byte)0,
-        G = Granularity(descriptor.Limit),
-    };
-
-    /// <summary>A null selector in 64-bit mode, where FS and GS still have a base.</summary>
-    internal static KvmSegment Null(ulong start = 0) => new() { Base = start, Unusable = 1 };
-
     /// <summary>
     /// What stands for a segment when the same code goes on at CPL 3 in 64-bit mode: one that can be loaded there, with the base.
     /// </summary>
-    internal static KvmSegment Deprivileged(in KvmSegment segment, bool keepBase)
-    {
-        ulong start = keepBase ? segment.Base : 0;
-        if (segment.Unusable != 0 || (segment.Selector & ~RplMask) == CpuState.NullSelector)
-        {
-            return Null(start) with { Selector = segment.Selector };
-        }
+    internal static KvmSegment Deprivileged(in KvmSegment segment, bool keepBase) =>
+        Flat(segment, keepBase ? segment.Base : 0, privilege: RplMask);
 
-        return MonitorSegments.Data((ushort)(segment.Selector | RplMask), RplMask) with { Base = start };
+    /// <summary>
+    /// The way back. In 64-bit mode a processor keeps limit and rights of what was loaded earlier; they are taken to be those of all
+    /// kernels, 4 GiB from 0.
+    /// </summary>
+    internal static KvmSegment Privileged(in KvmSegment segment) => Flat(segment, segment.Base, privilege: 0);
+
+    private static KvmSegment Flat(in KvmSegment segment, ulong start, byte privilege)
+    {
+        int selector = segment.Selector & ~RplMask;
+        return segment.Unusable != 0 || selector == CpuState.NullSelector
+            ? new KvmSegment { Base = start, Selector = segment.Selector, Unusable = 1 }
+            : MonitorSegments.Data((ushort)(selector | privilege), privilege) with { Base = start };
     }
 
     private static KvmSegment RealMode(ushort selector, byte type) => new()

@@ -7,6 +7,7 @@ using Dmp.Kvm.Devices;
 using Dmp.Kvm.Emulation;
 using Dmp.Kvm.Interop;
 using Dmp.Kvm.Memory;
+using Dmp.Kvm.Monitor;
 using Msr = Dmp.Kvm.Cpu.Msr;
 
 namespace Dmp.Kvm.Machine;
@@ -37,8 +38,8 @@ internal enum StartUpResult
 /// Runs what cannot be deprivileged: code in real mode, in 32-bit protected mode and in compatibility mode runs natively at CPL 0, on its
 /// own page tables and descriptors, until the vCPU is in 64-bit mode. Guest-physical addresses are machine addresses for RAM, so nothing
 /// of the guest's has to be translated. Nobody enters 64-bit mode without a WRMSR that sets EFER.LME: where KVM shows it, the guest runs
-/// freely until then and is stepped from then on, some tens of instructions; where it does not, all of the phase is stepped. A kernel that
-/// never enters 64-bit mode stays in the phase. Belongs to the vCPU's thread.
+/// freely until then and is stepped from then on, some tens of instructions; where it does not, all of the phase is stepped. A packed
+/// kernel is an exception: it runs natively until it has unpacked itself and was seen in its own code. A kernel that never enters 64-bit mode stays in the phase. Belongs to the vCPU's thread.
 /// </summary>
 internal sealed class StartUpPhase
 {
@@ -69,8 +70,9 @@ internal sealed class StartUpPhase
     private readonly bool watchesMsrs;
     private readonly Action<ulong> releaseCode;
     private readonly MsrInstructions msrs;
-    private readonly SegmentInstructions segments;
 
+    // The code in which the phase ends, when it does not end with the first instruction in 64-bit mode.
+    private (ulong Start, ulong Length)? nativeUntil;
     private bool loadRegisters;
     private bool stepping;
     private bool unfinished;
@@ -104,11 +106,13 @@ internal sealed class StartUpPhase
         this.watchesMsrs = watchesMsrs;
         this.releaseCode = releaseCode;
         msrs = new MsrInstructions(context);
-        segments = new SegmentInstructions(context);
     }
 
     /// <summary>Whether the vCPU is in the phase.</summary>
     internal bool IsActive { get; private set; }
+
+    /// <summary>Whether the end of the phase shows only when the vCPU is kicked from time to time.</summary>
+    internal bool WantsKicks => nativeUntil is not null;
 
     /// <summary>Why the guest cannot go on, after <see cref="StartUpResult.Failed"/>.</summary>
     internal string Failure { get; private set; } = "";
@@ -127,6 +131,7 @@ internal sealed class StartUpPhase
     internal void Begin(byte vector)
     {
         Leave();
+        nativeUntil = null;
         foreach (ulong frame in code.FramesBelow(RealModeFrames))
         {
             // Traps are for 64-bit code at CPL 3, and another processor may have come this way before.
@@ -146,6 +151,7 @@ internal sealed class StartUpPhase
     internal void Begin(BootState boot)
     {
         Leave();
+        nativeUntil = boot.UnpacksItself ? (boot.KernelVirtualBase.Value, boot.KernelLength) : null;
         ResetRegisters();
         ref KvmSregs sregs = ref kvm.Sregs;
         sregs.Cr0 = (ulong)(Cr0.ProtectionEnable | Cr0.ExtensionType);
@@ -169,14 +175,14 @@ internal sealed class StartUpPhase
     internal void Resume()
     {
         ref KvmSregs sregs = ref kvm.Sregs;
-        sregs.Cs = Native(State.CodeSelector, default);
-        sregs.Ss = Native(State.StackSelector, default);
-        sregs.Ds = Native(sregs.Ds.Selector, default);
-        sregs.Es = Native(sregs.Es.Selector, default);
-        sregs.Fs = Native(sregs.Fs.Selector, sregs.Fs.Base);
-        sregs.Gs = Native(sregs.Gs.Selector, sregs.Gs.Base);
+        sregs.Cs = MonitorSegments.Code(State.CodeSelector, 0);
+        sregs.Ss = MonitorSegments.Data(State.StackSelector, 0);
+        sregs.Ds = NativeSegments.Privileged(sregs.Ds);
+        sregs.Es = NativeSegments.Privileged(sregs.Es);
+        sregs.Fs = NativeSegments.Privileged(sregs.Fs);
+        sregs.Gs = NativeSegments.Privileged(sregs.Gs);
         sregs.Tr = NativeSegments.Task(State.TaskSelector, State.TaskBase, State.TaskSelector == 0 ? LimitAfterReset : State.TaskLimit);
-        sregs.Ldt = NativeSegments.Null();
+        sregs.Ldt = NativeSegments.LdtAfterReset();
         sregs.Gdt = new KvmDescriptorTable { Base = State.GdtBase, Limit = State.GdtLimit };
         sregs.Idt = new KvmDescriptorTable { Base = State.IdtBase, Limit = State.IdtLimit };
         sregs.Cr0 = State.Cr0;
@@ -185,6 +191,7 @@ internal sealed class StartUpPhase
         sregs.Cr4 = (ulong)State.Cr4;
         sregs.Efer = (ulong)State.Efer;
         kvm.Regs.Rflags = context.Events.GuestFlags;
+        nativeUntil = null;
         Enter();
     }
 
@@ -202,7 +209,7 @@ internal sealed class StartUpPhase
             }
 
             // Anew for each step: the guest's POPF takes TF away.
-            if (!kvm.TrySingleStep(enable: true))
+            if (!kvm.TryStep())
             {
                 throw new HostUnsupportedException("This KVM cannot single-step a guest: code before 64-bit mode cannot run here.");
             }
@@ -258,6 +265,11 @@ internal sealed class StartUpPhase
                 return Halt();
             case KvmExitReason.Interrupted:
                 exits.Count(ExitKind.Kick, LinearRip);
+                if (nativeUntil is not null)
+                {
+                    _ = EndIfSixtyFourBit();
+                }
+
                 return StartUpResult.Kicked;
             case KvmExitReason.IrqWindowOpen or KvmExitReason.SetTaskPriority:
                 exits.Count(ExitKind.Other, LinearRip);
@@ -331,7 +343,7 @@ internal sealed class StartUpPhase
 
         if (IsActive)
         {
-            EndStepping();
+            EndDebugging();
             real.LoadFixed();
             IsActive = false;
         }
@@ -345,7 +357,7 @@ internal sealed class StartUpPhase
         KvmDebugRegs debug = new() { Dr6 = State.Dr6, Dr7 = State.Dr7 };
         debug.SetAddresses(State.DebugAddress);
         kvm.SetDebugRegs(debug);
-        stepping = !watchesMsrs || ((Efer)kvm.Sregs.Efer & Efer.LongModeEnable) != 0;
+        stepping = nativeUntil is null && (!watchesMsrs || ((Efer)kvm.Sregs.Efer & Efer.LongModeEnable) != 0);
         loadRegisters = true;
         IsActive = true;
         lastRegs = kvm.Regs;
@@ -363,21 +375,12 @@ internal sealed class StartUpPhase
         }
     }
 
-    private KvmSegment Native(ushort selector, ulong longModeBase)
-    {
-        const int RplMask = 3;
-        ushort own = (ushort)(selector & ~RplMask);
-        return segments.TryReadDescriptor(own, out SegmentDescriptor descriptor)
-            ? NativeSegments.Of(own, descriptor)
-            : NativeSegments.Null(longModeBase);
-    }
-
-    private void EndStepping()
+    private void EndDebugging()
     {
         if (stepping)
         {
             stepping = false;
-            _ = kvm.TrySingleStep(enable: false);
+            kvm.EndDebugging();
         }
 
         kvm.RequestInterruptWindow(false);
@@ -385,12 +388,13 @@ internal sealed class StartUpPhase
 
     private StartUpResult EndIfSixtyFourBit()
     {
-        if (!IsSixtyFourBit || kvm.HasPendingEvent())
+        bool early = nativeUntil is { } kernel && LinearRip - kernel.Start >= kernel.Length;
+        if (!IsSixtyFourBit || early || kvm.HasPendingEvent())
         {
             return StartUpResult.Continue;
         }
 
-        EndStepping();
+        EndDebugging();
         Capture();
         real.LoadFixed();
         IsActive = false;
@@ -554,14 +558,16 @@ internal sealed class StartUpPhase
             return false;
         }
 
-        bool enabled = (value & Efer.LongModeEnable) != 0;
-        if (!enabled && watchesMsrs)
+        if (nativeUntil is null)
         {
-            EndStepping();
-        }
-        else
-        {
-            stepping = true;
+            if ((value & Efer.LongModeEnable) != 0)
+            {
+                stepping = true;
+            }
+            else
+            {
+                EndDebugging();
+            }
         }
 
         return true;
@@ -589,7 +595,7 @@ internal sealed class StartUpPhase
         KvmRegs regs = kvm.Regs;
         KvmSregs sregs = kvm.Sregs;
         bool stepped = stepping;
-        EndStepping();
+        EndDebugging();
         real.LoadFixed();
         releaseCode(frame);
         kvm.Regs = regs;

@@ -21,6 +21,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
 {
     private const int ExceptionFrameWords = 5;
     private const long LongestHaltNanoseconds = 1_000_000_000;
+    private const long StartUpLookNanoseconds = 1_000_000;
     private const int NoProgressLimit = 4096;
     private const byte BreakpointOpcode = 0xCC;
     private const int LastExits = 16;
@@ -271,6 +272,11 @@ internal sealed class Vcpu : IVcpu, IDisposable
         if (Interlocked.Exchange(ref pauseRequested, 0) != 0)
         {
             return new VcpuStop.Paused();
+        }
+
+        if (startUp.WantsKicks)
+        {
+            KickAt(Math.Min(chipset.NextDeadline(Index), machine.Clock.Nanoseconds + StartUpLookNanoseconds));
         }
 
         midGuest = !startUp.BeforeEntry();

@@ -110,8 +110,12 @@ public class LinuxLoaderSpecs
         Assert.Equal(0x100000UL, state.Entry.Value);
         Assert.Equal(state.BootParameters.Value, state.Esi);
         Assert.True(_ram.Slice(state.Entry, packed.Length - protectedMode).SequenceEqual(packed.AsSpan(protectedMode)));
-        Assert.Equal(0x100000u, U32(_ram.Slice(state.BootParameters, Paging.PageSize), 0x214));
+        Span<byte> page = _ram.Slice(state.BootParameters, Paging.PageSize);
+        Assert.Equal(0x100000u, U32(page, 0x214));
+        Span<byte> line = _ram.Slice(new(U32(page, 0x228)), 64);
+        Assert.Equal("quiet nokaslr", Encoding.ASCII.GetString(line[..line.IndexOf((byte)0)]));
         Assert.Equal(TestKernel.Start, state.KernelStart.Value);
+        Assert.True(state.UnpacksItself);
     }
 
     [Fact(DisplayName = "A relocatable kernel is entered in 32-bit mode where it prefers to be")]
