@@ -290,7 +290,7 @@ internal sealed class MemoryFaults
             Release(old);
         }
 
-        ReadOnlySpan<byte> before = code.Prepare(frame);
+        KnownCode? known = code.Prepare(frame);
         int lead = access.Fetch(page - LeadIn, window.AsSpan(0, LeadIn), out _) == LeadIn ? LeadIn : 0;
         int read = access.Fetch(page, window.AsSpan(lead, Paging.PageSize + LeadOut), out _);
         if (!code.IsOriginalText(frame) && read >= Paging.PageSize && scanner.HasSlots(window.AsSpan(lead, Paging.PageSize)))
@@ -313,8 +313,8 @@ internal sealed class MemoryFaults
             window.AsSpan(0, lead + read),
             new ScanRequest(lead, Paging.PageSize, boundary, spill < 0 ? -1 : lead + spill),
             traps,
-            before);
-        code.Add(frame, page, traps, tail);
+            known);
+        code.Add(frame, page, traps, tail, scanner.Starts);
         tlb.DropWritable(frame);
     }
 }
