@@ -93,7 +93,7 @@ internal sealed class KnownCode
     {
         int next = NextStart(start + 1);
         int covered = NextStart(start + NearLength);
-        bool mayBeJump = HasSame(page, start + NearLength, covered) && MayBegin(page, covered);
+        bool mayBeJump = HasSame(page, start + NearLength, covered);
         if (bytes[start] == Breakpoint || next - start > LongestInstruction || !IsSameAround(page, start))
         {
             return 0;
@@ -109,7 +109,7 @@ internal sealed class KnownCode
 
     /// <summary>
     /// Whether the bytes of a near jump are one change: not each instruction that begins in them is as it was, or is one that the guest may
-    /// have changed by itself.
+    /// have changed by itself. A jump that begins in them shows behind them.
     /// </summary>
     private bool IsOneChange(ReadOnlySpan<byte> page, int start, int next)
     {
@@ -121,7 +121,13 @@ internal sealed class KnownCode
         for (int at = next; at < start + NearLength; at = next)
         {
             next = NextStart(at + 1);
-            bool hasChangedAlone = HasSame(page, at, next)
+            bool isSame = HasSame(page, at, next);
+            if (!isSame && (page[at] is Breakpoint or NearJump) && !HasSame(page, start + NearLength, at + NearLength))
+            {
+                return false;
+            }
+
+            bool hasChangedAlone = isSame
                 || (page[at] == Breakpoint && HasSame(page, at + 1, next))
                 || (IsSwitch(bytes, at, next) && (page[at] == Breakpoint || IsSwitch(page, at, next)));
             if (!hasChangedAlone)
