@@ -48,7 +48,7 @@ internal sealed class CodePages(GuestMemory memory)
     private readonly Lock sync = new();
     private readonly Dictionary<ulong, CodePage> pages = [];
     private readonly Dictionary<ulong, ulong> frames = [];
-    private readonly Dictionary<ulong, byte[]> previous = [];
+    private readonly Dictionary<ulong, KnownCode> known = [];
     private readonly CodeCopies copies = new();
 
     private long generation;
@@ -196,7 +196,8 @@ internal sealed class CodePages(GuestMemory memory)
     /// <param name="page">Virtual address that it runs at.</param>
     /// <param name="traps">Offsets in the frame.</param>
     /// <param name="spill">Bytes of the last instruction beyond the frame.</param>
-    internal void Add(ulong frame, ulong page, List<int> traps, int spill)
+    /// <param name="starts">Where its instructions begin; null when that is not known.</param>
+    internal void Add(ulong frame, ulong page, List<int> traps, int spill, BitArray? starts = null)
     {
         lock (sync)
         {
@@ -207,7 +208,7 @@ internal sealed class CodePages(GuestMemory memory)
 
             Scans++;
             Span<byte> bytes = Bytes(frame);
-            CodePage added = new(page, spill) { IsOpen = true };
+            CodePage added = new(page, spill) { IsOpen = true, Starts = starts is null ? null : new BitArray(starts) };
             foreach (int trap in traps)
             {
                 added.Replaced.Add((ushort)trap, bytes[trap]);
@@ -320,12 +321,17 @@ internal sealed class CodePages(GuestMemory memory)
                 _ = frames.Remove(page.Page);
             }
 
-            if (!previous.TryGetValue(frame, out byte[]? held))
+            if (page.Starts is not { } starts)
             {
-                previous.Add(frame, held = Bytes(frame).ToArray());
+                _ = known.Remove(frame);
+            }
+            else
+            {
+                known[frame] = known.TryGetValue(frame, out KnownCode? before)
+                    ? before.After(Bytes(frame), starts, page.Spill)
+                    : new KnownCode(Bytes(frame), starts, page.Spill);
             }
 
-            PokedCode.Remember(held, Bytes(frame));
             Patches?.Released(page.Page);
             return true;
         }
@@ -333,11 +339,11 @@ internal sealed class CodePages(GuestMemory memory)
 
     /// <summary>
     /// Before a frame is scanned: gives back the bytes that ours replaced where the guest has copied code of its own that was scanned
-    /// before (function tracing makes its trampolines so), and says what the frame held the last time.
+    /// before (function tracing makes its trampolines so), and says what the frame held before the guest changed it.
     /// </summary>
     /// <param name="frame">The frame.</param>
-    /// <returns>The bytes it held when it was last given back; empty when it never was.</returns>
-    internal ReadOnlySpan<byte> Prepare(ulong frame)
+    /// <returns>What it held; null when it never was code.</returns>
+    internal KnownCode? Prepare(ulong frame)
     {
         lock (sync)
         {
@@ -346,7 +352,7 @@ internal sealed class CodePages(GuestMemory memory)
                 copies.Repair(Bytes(frame));
             }
 
-            return previous.GetValueOrDefault(frame);
+            return known.GetValueOrDefault(frame);
         }
     }
 
@@ -557,6 +563,9 @@ internal sealed class CodePages(GuestMemory memory)
         internal readonly Dictionary<int, int> Runs = [];
         internal readonly ulong Page = page;
         internal readonly int Spill = spill;
+
+        /// <summary>Where instructions begin, as far as the scan found out; null in a page of slots.</summary>
+        internal BitArray? Starts;
         internal int Patched;
 
         /// <summary>Scanned, and not about to be given back.</summary>

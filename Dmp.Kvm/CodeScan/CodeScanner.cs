@@ -1,3 +1,4 @@
+using System.Collections;
 using Iced.Intel;
 
 namespace Dmp.Kvm.CodeScan;
@@ -22,8 +23,7 @@ internal readonly record struct SweptInstruction(int Offset, int Length, bool Si
 /// Finds the silent sensitive instructions of a page of code by linear sweep. From the fetched address on the instruction boundaries
 /// are certain. Before it they are inferred: x86 code resynchronizes within a few instructions, so sweeps from several starting points
 /// before the page agree; an instruction counts when most of the sweeps that arrive exactly at the fetched address went through it.
-/// Behind an INT3 that the guest put on an instruction to change it, what the page held before tells where code goes on
-/// (<see cref="PokedCode"/>). Pure.
+/// What the guest is changing, and where code goes on behind it, tells what the page held before (<see cref="KnownCode"/>). Pure.
 /// </summary>
 internal sealed class CodeScanner
 {
@@ -39,7 +39,7 @@ internal sealed class CodeScanner
 
     /// <summary>Per byte of the page, where the code behind the change that it lies in goes on, in the window; 0 outside of changes.</summary>
     private readonly int[] resume = new int[Memory.Paging.PageSize];
-    private bool hasChanges;
+    private readonly List<(int Start, int End)> changes = [];
     private int pageStart;
 
     /// <summary>Per byte of the window, the length of the instruction that begins there, with a bit for silent ones; 0 before it is decoded.
@@ -48,15 +48,19 @@ internal sealed class CodeScanner
 
     internal CodeScanner() => decoder = Decoder.Create(64, reader);
 
+    /// <summary>Where the last scan found the page's instructions begin.</summary>
+    internal BitArray Starts { get; } = new(Memory.Paging.PageSize);
+
     /// <summary>Scans a page.</summary>
     /// <param name="window">Some bytes before the page, the page, and some after it.</param>
     /// <param name="request">What is known.</param>
     /// <param name="found">Receives the offsets, relative to the page, where silent instructions begin; cleared first.</param>
-    /// <param name="previous">What the whole page held when it was scanned the last time; empty when it never was.</param>
+    /// <param name="known">What the whole page held before the guest changed it; null when it never ran before.</param>
     /// <returns>How many bytes of the last instruction lie beyond the page.</returns>
-    internal int Scan(ReadOnlySpan<byte> window, in ScanRequest request, List<int> found, ReadOnlySpan<byte> previous = default)
+    internal int Scan(ReadOnlySpan<byte> window, in ScanRequest request, List<int> found, KnownCode? known = null)
     {
         found.Clear();
+        Starts.SetAll(false);
         reader.Load(window);
         if (decoded.Length < window.Length)
         {
@@ -65,8 +69,13 @@ internal sealed class CodeScanner
 
         decoded.AsSpan(0, window.Length).Clear();
         pageStart = request.PageStart;
-        hasChanges = previous.Length == resume.Length
-            && FindChanges(previous, window.Slice(request.PageStart, previous.Length));
+        changes.Clear();
+        if (known is not null)
+        {
+            known.FindChanges(window.Slice(request.PageStart, request.PageLength), changes);
+            NoteChanges(request.Boundary);
+        }
+
         if (request.Boundary > request.PageStart)
         {
             ScanBefore(request, found);
@@ -85,7 +94,7 @@ internal sealed class CodeScanner
     {
         int used = page.Length - TrailingZeros(page);
         reader.Load(page);
-        hasChanges = false;
+        changes.Clear();
         int pieces = 0;
         for (int at = 0, start = 0; at < used - 1;)
         {
@@ -146,13 +155,7 @@ internal sealed class CodeScanner
         int at = request.Boundary;
         while (at < end)
         {
-            int length = Decode(at, out bool silent);
-            if (silent && at >= request.PageStart)
-            {
-                found.Add(at - request.PageStart);
-            }
-
-            at += length;
+            at += Pass(at, found);
         }
 
         return at - end;
@@ -165,13 +168,7 @@ internal sealed class CodeScanner
         {
             for (int at = request.SureStart; at < request.Boundary;)
             {
-                int length = Decode(at, out bool silent);
-                if (silent && at >= request.PageStart)
-                {
-                    found.Add(at - request.PageStart);
-                }
-
-                at += length;
+                at += Pass(at, found);
             }
 
             return;
@@ -195,9 +192,8 @@ internal sealed class CodeScanner
             voters++;
             for (int at = start; at < request.Boundary;)
             {
-                int length = Decode(at, out bool silent);
-                votes[at] += (byte)(silent ? 1 : 0);
-                at += length;
+                votes[at]++;
+                at += Decode(at, out _);
             }
         }
 
@@ -205,9 +201,27 @@ internal sealed class CodeScanner
         {
             if (votes[at] * 2 > voters)
             {
-                found.Add(at - request.PageStart);
+                _ = Pass(at, found);
             }
         }
+    }
+
+    /// <summary>Takes an instruction for one that runs.</summary>
+    /// <returns>Its length.</returns>
+    private int Pass(int at, List<int> found)
+    {
+        int length = Decode(at, out bool silent);
+        int offset = at - pageStart;
+        if (offset >= 0)
+        {
+            Starts[offset] = true;
+            if (silent)
+            {
+                found.Add(offset);
+            }
+        }
+
+        return length;
     }
 
     private bool Arrives(int start, int boundary)
@@ -240,10 +254,9 @@ internal sealed class CodeScanner
 
     private int DecodeNew(int offset)
     {
-        int limit = hasChanges && (uint)(offset - pageStart) < (uint)resume.Length ? resume[offset - pageStart] : 0;
-        if (limit < 0)
+        if (changes.Count > 0 && (uint)(offset - pageStart) < (uint)resume.Length && resume[offset - pageStart] is > 0 and int goesOn)
         {
-            return -limit - offset;
+            return goesOn - offset;
         }
 
         reader.Position = offset;
@@ -253,34 +266,20 @@ internal sealed class CodeScanner
             return 1;
         }
 
-        int length = limit > 0 ? Math.Min(instruction.Length, limit - offset) : instruction.Length;
-        return length | (SilentInstructions.IsSilent(instruction) ? SilentBit : 0);
+        return instruction.Length | (SilentInstructions.IsSilent(instruction) ? SilentBit : 0);
     }
 
-    /// <summary>
-    /// Notes where the guest is changing code. Behind the INT3 of a change that has not begun there is nothing to decode; behind one that
-    /// has there may be code, or the rest of an instruction, which ends where the old code goes on in either case.
-    /// </summary>
-    private bool FindChanges(ReadOnlySpan<byte> previous, ReadOnlySpan<byte> page)
+    /// <summary>Notes where there is no code. Where the guest is about to execute there is.</summary>
+    private void NoteChanges(int boundary)
     {
         Array.Clear(resume);
-        bool any = false;
-        for (int at = 0; at < page.Length; at++)
+        foreach ((int start, int end) in changes)
         {
-            int end = PokedCode.ResumesAt(previous, page, at);
-            if (end == 0)
+            if (boundary <= pageStart + start || boundary >= pageStart + end)
             {
-                continue;
+                resume.AsSpan(start..Math.Min(end, resume.Length)).Fill(pageStart + end);
             }
-
-            any = true;
-            bool isWhole = page[(at + 1)..end].SequenceEqual(previous[(at + 1)..end]);
-            resume.AsSpan((at + 1)..end).Fill(pageStart + end);
-            resume[at] = isWhole ? -(pageStart + end) : pageStart + at + 1;
-            at = end - 1;
         }
-
-        return any;
     }
 
     private sealed class WindowReader : CodeReader

@@ -329,7 +329,7 @@ internal sealed class MemoryFaults
 
     private void Sweep(ulong address, ulong rip, ulong frame, ulong page)
     {
-        ReadOnlySpan<byte> before = code.Prepare(frame);
+        KnownCode? known = code.Prepare(frame);
         int lead = access.Fetch(page - LeadIn, window.AsSpan(0, LeadIn), out _) == LeadIn ? LeadIn : 0;
         int read = access.Fetch(page, window.AsSpan(lead, Paging.PageSize + LeadOut), out _);
         if (!code.IsOriginalText(frame) && read >= Paging.PageSize && scanner.HasSlots(window.AsSpan(lead, Paging.PageSize)))
@@ -351,7 +351,7 @@ internal sealed class MemoryFaults
             window.AsSpan(0, lead + read),
             new ScanRequest(lead, Paging.PageSize, boundary, spill < 0 ? -1 : lead + spill),
             traps,
-            before);
-        code.Add(frame, page, traps, tail);
+            known);
+        code.Add(frame, page, traps, tail, scanner.Starts);
     }
 }

@@ -131,17 +131,6 @@ public sealed class CodeCopiesSpecs : IDisposable
         Assert.Equal(Page(Source).ToArray(), Page(Copy).ToArray());
     }
 
-    [Fact(DisplayName = "Preparing a frame says what it held when it was given back, and nothing where it never was")]
-    public void Held_before()
-    {
-        (byte[] guest, _) = Load(new Random(4));
-        Assert.True(Pages.Prepare(Copy).IsEmpty);
-        Assert.True(Pages.Remove(Source, out ulong page));
-        Assert.Equal(Address, page);
-        Page(Source).Fill(Nop);
-        Assert.Equal(guest, Pages.Prepare(Source).ToArray());
-    }
-
     private CodePages Pages => field ??= new CodePages(memory);
 
     private Span<byte> Page(ulong frame) => memory.Slice(new(frame << Paging.PageShift), Paging.PageSize);

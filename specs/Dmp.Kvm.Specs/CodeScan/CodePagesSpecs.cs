@@ -1,3 +1,4 @@
+using System.Collections;
 using Dmp.Kvm.CodeScan;
 using Dmp.Kvm.Memory;
 
@@ -48,6 +49,19 @@ public sealed class CodePagesSpecs : IDisposable
         Assert.Equal(1, pages.Scans);
         Assert.True(pages.Remove(Frame, out _));
         Assert.Equal(original, Page.ToArray());
+    }
+
+    [Fact(DisplayName = "What a frame held is known when it has been given back, but not where nobody knew its instructions")]
+    public void Held_before()
+    {
+        Assert.Null(pages.Prepare(Frame));
+        pages.Add(Frame, Address, [7], spill: 0, new BitArray(Paging.PageSize, true));
+        Assert.Null(pages.Prepare(Frame));
+        Assert.True(pages.Remove(Frame, out _));
+        Assert.NotNull(pages.Prepare(Frame));
+        pages.AddCovered(Frame, Address);
+        Assert.True(pages.Remove(Frame, out _));
+        Assert.Null(pages.Prepare(Frame));
     }
 
     [Fact(DisplayName = "A frame that is no code is not restored and has no spill")]

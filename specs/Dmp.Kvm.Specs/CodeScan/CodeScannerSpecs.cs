@@ -7,8 +7,6 @@ namespace Dmp.Kvm.Specs.CodeScan;
 public class CodeScannerSpecs
 {
     private const byte Nop = 0x90;
-    private const byte Int3 = 0xCC;
-    private const int PageSize = 4096;
 
     private readonly CodeScanner scanner = new();
     private readonly List<int> found = [];
@@ -120,7 +118,7 @@ public class CodeScannerSpecs
         Assembler assembler = new(64);
         for (int index = 0; index < 200; index++)
         {
-            Emit(assembler, random);
+            RandomCode.Emit(assembler, random);
         }
 
         using MemoryStream stream = new();
@@ -166,179 +164,6 @@ public class CodeScannerSpecs
                 silent.Where(s => s >= sure && s < Math.Max(end, boundary)),
                 found.Select(f => f + start));
         }
-    }
-
-    [Property(
-        DisplayName = "Behind an INT3 that the guest put on a longer instruction of a page that ran before, the rest of it is no code",
-        MaxTest = 200)]
-    public void Text_poke(int seed)
-    {
-        Random random = new(seed);
-        (byte[] before, int[] starts) = PageOfCode(random);
-        byte[] now = [.. before];
-        int poked = starts.Where(at => at is >= 16 and < 4000).ToArray()[random.Next(100)];
-        now[poked] = Int3;
-        _ = scanner.Scan(now, new ScanRequest(0, PageSize, 0, -1), found, before.AsSpan(0, PageSize));
-        Assert.Equal(SilentAmong(before, starts).Where(at => at != poked), found);
-    }
-
-    [Property(
-        DisplayName = "However often a page is scanned while the guest changes code behind an INT3, the code around is found",
-        MaxTest = 300)]
-    public void Text_poke_in_steps(int seed)
-    {
-        Random random = new(seed);
-        (byte[] before, int[] starts) = PageOfCode(random);
-        byte[] known = before[..PageSize];
-        byte[] now = [.. before];
-        int index = random.Next(starts.Length - 100);
-        int first = starts[index];
-
-        // A jump over one instruction or over several, as an optimized probe makes it.
-        int next = starts.First(at => at >= first + 5);
-        byte[] old = before[first..next];
-        byte[] changed = [0xE9, .. RandomBytes(random, 4), .. Enumerable.Repeat(Nop, next - first - 5)];
-        foreach (byte[] aim in new[] { changed, old })
-        {
-            now[first] = Int3;
-            AssertFoundAround();
-            aim.AsSpan(1).CopyTo(now.AsSpan(first + 1));
-            AssertFoundAround();
-            if (random.Next(3) > 0)
-            {
-                now[first] = aim[0];
-                PokedCode.Remember(known, now.AsSpan(0, PageSize));
-                Assert.Equal(now[..PageSize], known);
-            }
-        }
-
-        void AssertFoundAround()
-        {
-            _ = scanner.Scan(now, new ScanRequest(0, PageSize, 0, -1), found, known);
-            Assert.Equal(SilentAmong(before, starts).Where(IsAround), found.Where(IsAround));
-            PokedCode.Remember(known, now.AsSpan(0, PageSize));
-        }
-
-        bool IsAround(int at) => at < first || at >= next;
-    }
-
-    [Property(DisplayName = "Other code with INT3 in it is remembered as it is", MaxTest = 100)]
-    public void Replaced_code(int seed)
-    {
-        Random random = new(seed);
-        byte[] known = PageOfCode(random).Code[..PageSize];
-        byte[] now = PageOfCode(random).Code[..PageSize];
-        for (int count = 0; count < 500; count++)
-        {
-            now[random.Next(PageSize)] = Int3;
-        }
-
-        PokedCode.Remember(known, now);
-        Assert.Equal(now, known);
-    }
-
-    [Fact(DisplayName = "A return with INT3 behind it, where a jump to a return stood, is remembered as it is")]
-    public void Return_thunk()
-    {
-        byte[] known = new byte[PageSize];
-        known.AsSpan().Fill(Nop);
-        byte[] now = [.. known];
-        Bytes("E9 11 22 33 44 CC CC CC 9C").CopyTo(known, 0x100);
-        Bytes("C3 CC CC CC CC CC CC CC 9C").CopyTo(now, 0x100);
-        for (int scan = 0; scan < 3; scan++)
-        {
-            _ = scanner.Scan(now, new ScanRequest(0, PageSize, 0, -1), found, known);
-            Assert.Equal([0x108], found);
-            PokedCode.Remember(known, now);
-            Assert.Equal(now, known);
-        }
-    }
-
-    [Theory(DisplayName = "An INT3 is one byte where the page never ran, or where the code around it is other code")]
-    [InlineData(false, 0)]
-    [InlineData(true, -1)]
-    [InlineData(true, -8)]
-    [InlineData(true, 5)]
-    [InlineData(true, 12)]
-    public void Other_context(bool ranBefore, int change)
-    {
-        const int Poked = 0x100;
-        byte[] before = new byte[PageSize];
-        before.AsSpan().Fill(Nop);
-        Bytes("B8 9C 9D CF 9C").CopyTo(before, Poked);
-        byte[] now = [.. before];
-        now[Poked] = Int3;
-        if (change != 0)
-        {
-            before[Poked + change] = 0x91;
-        }
-
-        _ = scanner.Scan(now, new ScanRequest(0, now.Length, 0, -1), found, ranBefore ? before : []);
-        Assert.Equal([Poked + 1, Poked + 2, Poked + 3, Poked + 4], found);
-    }
-
-    [Fact(DisplayName = "An INT3 that was there when the page ran before is one byte")]
-    public void Own_breakpoint()
-    {
-        byte[] page = new byte[PageSize];
-        page.AsSpan().Fill(Nop);
-        Bytes("CC 9C").CopyTo(page, 0x100);
-        _ = scanner.Scan(page, new ScanRequest(0, page.Length, 0, -1), found, page);
-        Assert.Equal([0x101], found);
-    }
-
-    private static (byte[] Code, int[] Starts) PageOfCode(Random random)
-    {
-        Assembler assembler = new(64);
-        for (int index = 0; index < 1500; index++)
-        {
-            Emit(assembler, random);
-        }
-
-        using MemoryStream stream = new();
-        assembler.Assemble(new StreamCodeWriter(stream), 0x1000);
-        byte[] code = stream.ToArray();
-        List<int> starts = [];
-        Decoder decoder = Decoder.Create(64, new ByteArrayCodeReader(code));
-        while (decoder.IP < PageSize)
-        {
-            starts.Add((int)decoder.IP);
-            _ = decoder.Decode();
-        }
-
-        return (code, [.. starts]);
-    }
-
-    private static IEnumerable<int> SilentAmong(byte[] code, int[] starts) => starts.Where(at =>
-        SilentInstructions.IsSilent(Decoder.Create(64, new ByteArrayCodeReader(code, at, code.Length - at)).Decode()));
-
-    private static void Emit(Assembler a, Random random)
-    {
-        AssemblerRegister64 register = random.Next(2) == 0 ? AssemblerRegisters.rax : AssemblerRegisters.r13;
-        switch (random.Next(14))
-        {
-            case 0: a.pushfq(); break;
-            case 1: a.popfq(); break;
-            case 2: a.iretq(); break;
-            case 3: a.cpuid(); break;
-            case 4: a.mov(register, AssemblerRegisters.cs); break;
-            case 5: a.mov(register, AssemblerRegisters.ss); break;
-            case 6: a.mov(register, AssemblerRegisters.ds); break;
-            case 7: a.mov(register, random.NextInt64()); break;
-            case 8: a.mov(AssemblerRegisters.ecx, random.Next()); break;
-            case 9: a.add(register, random.Next()); break;
-            case 10: a.mov(register, AssemblerRegisters.__[AssemblerRegisters.rdi + random.Next()]); break;
-            case 11: a.push(register); break;
-            case 12: a.sidt(AssemblerRegisters.__[AssemblerRegisters.rsp]); break;
-            default: a.nop(); break;
-        }
-    }
-
-    private static byte[] RandomBytes(Random random, int count)
-    {
-        byte[] bytes = new byte[count];
-        random.NextBytes(bytes);
-        return bytes;
     }
 
     private static byte[] Bytes(string hex) => Convert.FromHexString(hex.Replace(" ", "", StringComparison.Ordinal));

@@ -69,10 +69,10 @@ internal sealed class EngineRig : IDisposable
     internal void Scan(ulong page = Code)
     {
         List<int> traps = [];
-        ReadOnlySpan<byte> previous = Scanned.Prepare(Frame(page));
+        KnownCode? known = Scanned.Prepare(Frame(page));
         int tail = scanner.Scan(
-            Bytes(page, Paging.PageSize).ToArray(), new ScanRequest(0, Paging.PageSize, 0, -1), traps, previous);
-        Scanned.Add(Frame(page), page, traps, tail);
+            Bytes(page, Paging.PageSize).ToArray(), new ScanRequest(0, Paging.PageSize, 0, -1), traps, known);
+        Scanned.Add(Frame(page), page, traps, tail, scanner.Starts);
     }
 
     /// <summary>The guest is about to write to a page.</summary>
