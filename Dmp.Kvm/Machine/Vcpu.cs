@@ -20,7 +20,6 @@ namespace Dmp.Kvm.Machine;
 internal sealed class Vcpu : IVcpu, IDisposable
 {
     private const int ExceptionFrameWords = 5;
-    private const long LongestHaltNanoseconds = 1_000_000_000;
     private const long StartUpLookNanoseconds = 1_000_000;
     private const int NoProgressLimit = 4096;
     private const byte BreakpointOpcode = 0xCC;
@@ -47,11 +46,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
     private readonly ImplantEndOfInterrupt endOfInterrupt;
     private readonly RecentExits recent = new(LastExits);
 
-    // Thread-safe by nature (signals); replaced only between two runs, and published with Volatile.
-    private KickSignal? signal;
-
-    // Open from before the vCPU looks for what is new until it is back from guest code or awake.
-    private readonly KickGate gate = new();
+    private readonly VcpuDoorbell doorbell;
     private readonly LocalApic apic;
 
     // Set by any thread before it kicks; cleared by the vCPU's thread when it returns Paused.
@@ -79,6 +74,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
         Index = index;
         chipset = machine.Chipset;
         apic = chipset.LocalApics[index];
+        doorbell = new VcpuDoorbell(machine.Clock);
         kvm = vm.CreateVcpu(index);
         kvm.SetCpuid(machine.KvmCpuid(index));
         ShadowProgram shadow = new(machine.Monitor, index, machine.HardwareWalksTables, RunMonitorCode);
@@ -127,7 +123,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
     public ExitTable Exits { get; } = new();
 
     /// <inheritdoc/>
-    public WakeClock WakeClock { get; } = new();
+    public WakeClock WakeClock => doorbell.Wakes;
 
     /// <summary>Virtual CPU state, for loading the boot state and for specs.</summary>
     internal CpuState State => state;
@@ -152,27 +148,20 @@ internal sealed class Vcpu : IVcpu, IDisposable
     {
         // The interlocked write orders the flag before the signal: a vCPU that takes the kick sees the request.
         _ = Interlocked.Exchange(ref pauseRequested, 1);
-        Kick();
+        doorbell.Call();
     }
 
     /// <summary>Takes the vCPU out of guest code or a halt, to look at what is new. Any thread.</summary>
-    internal void Kick()
-    {
-        if (gate.NeedsSignal())
-        {
-            WakeClock.Wake(machine.Clock.Nanoseconds);
-            Volatile.Read(ref signal)?.Send();
-        }
-    }
+    internal void Kick() => doorbell.Kick();
 
     /// <summary>As <see cref="Kick"/>, at a time. Any thread.</summary>
-    internal void KickAt(long nanoseconds) => Volatile.Read(ref signal)?.SendAt(nanoseconds);
+    internal void KickAt(long nanoseconds) => doorbell.KickAt(nanoseconds);
 
     /// <inheritdoc/>
     public VcpuStop Run()
     {
         using KickSignal own = new();
-        Volatile.Write(ref signal, own);
+        doorbell.Begin(own);
         kvm.SetSignalMask(own.MaskInGuest);
         chipset.BeginRun(Index);
         leftGuest = Stopwatch.GetTimestamp();
@@ -184,8 +173,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
         finally
         {
             machine.Shootdown.Leave(Index);
-            gate.Close();
-            Volatile.Write(ref signal, null);
+            doorbell.End();
         }
     }
 
@@ -201,7 +189,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
     {
         while (true)
         {
-            gate.Open();
+            doorbell.BeforeLook();
             if (machine.Control.Stop is { } stop)
             {
                 return stop;
@@ -276,7 +264,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
 
         if (startUp.WantsKicks)
         {
-            KickAt(Math.Min(chipset.NextDeadline(Index), machine.Clock.Nanoseconds + StartUpLookNanoseconds));
+            chipset.LookAgainAt(Index, machine.Clock.Nanoseconds + StartUpLookNanoseconds);
         }
 
         midGuest = !startUp.BeforeEntry();
@@ -287,7 +275,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
         switch (startUp.AfterExit(reason))
         {
             case StartUpResult.Kicked:
-                signal!.Consume();
+                doorbell.Consume();
                 RunTimers();
                 return null;
             case StartUpResult.Halted:
@@ -306,7 +294,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
     {
         while (true)
         {
-            gate.Open();
+            doorbell.BeforeLook();
             _ = apic.TakeInit();
             if (apic.TryTakeStartUp(out byte vector))
             {
@@ -337,15 +325,8 @@ internal sealed class Vcpu : IVcpu, IDisposable
     private void WaitForKick()
     {
         long before = Stopwatch.GetTimestamp();
-        long deadline = chipset.NextDeadline(Index);
-        signal!.Wait(LongestHaltNanoseconds);
-        gate.Close();
+        doorbell.Wait(chipset.NextDeadline(Index));
         leftGuest += Stopwatch.GetTimestamp() - before;
-        if (machine.Clock.Nanoseconds >= deadline)
-        {
-            WakeClock.Wake(deadline);
-        }
-
         RunTimers();
     }
 
@@ -372,7 +353,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
         long before = Stopwatch.GetTimestamp();
         KvmExitReason reason = kvm.Run(loadRegisters: !midGuest);
         long after = Stopwatch.GetTimestamp();
-        gate.Close();
+        doorbell.AfterExit();
         if (reason != KvmExitReason.Interrupted)
         {
             machine.Shootdown.Leave(Index);
@@ -782,7 +763,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
     {
         while (true)
         {
-            gate.Open();
+            doorbell.BeforeLook();
             if (chipset.TryEndHalt(Index, state.InterruptFlag, state.NmiBlocked))
             {
                 return null;
@@ -840,7 +821,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
 
     private VcpuStop? Interrupted()
     {
-        signal!.Consume();
+        doorbell.Consume();
         bool safe = IsAtSafePoint();
         Exits.Count(ExitKind.Kick, kvm.Regs.Rip);
         if (!safe)
@@ -921,7 +902,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
                 throw new InvalidOperationException($"monitor code ended with {reason}, port {kvm.Exit.IoPort}");
             }
 
-            signal?.Consume();
+            doorbell.Consume();
             kicked = true;
         }
 
@@ -930,7 +911,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
         if (kicked)
         {
             // What the kick was for is looked at after the next entry, which this signal ends at once.
-            signal?.Send();
+            doorbell.RingAgain();
         }
     }
 

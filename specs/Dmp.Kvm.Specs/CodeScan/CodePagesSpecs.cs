@@ -40,6 +40,50 @@ public sealed class CodePagesSpecs : IDisposable
         Assert.Equal((1, 1), (pages.Scans, pages.Restores));
     }
 
+    [Fact(DisplayName = "A claimed frame is written by nobody and executed by nobody, until it is scanned")]
+    public void Claim()
+    {
+        byte[] written = [1, 2, 3];
+        Assert.True(pages.TryWrite(new(Frame << Paging.PageShift), written));
+        written.CopyTo(original, 0);
+        pages.Claim(Frame);
+        Assert.False(pages.TryWrite(new(Frame << Paging.PageShift), [4]));
+        Assert.True(pages.Contains(Frame));
+        Assert.False(pages.MayExecute(Frame, Address));
+        Assert.Equal(-1, pages.Spill(Frame));
+
+        long before = pages.Generation;
+        pages.Add(Frame, Address, [7], spill: 0);
+        Assert.True(pages.MayExecute(Frame, Address));
+        Assert.NotEqual(before, pages.Generation);
+        Assert.True(pages.Remove(Frame, out _));
+        Assert.Equal(original, Page.ToArray());
+        Assert.True(pages.TryWrite(new(Frame << Paging.PageShift), [4]));
+    }
+
+    [Fact(DisplayName = "A closed frame is executed by nobody and patched by nobody, and is code until its bytes are back")]
+    public void Close()
+    {
+        Assert.False(pages.Close(Frame));
+        pages.Add(Frame, Address, [7], spill: 0);
+        Assert.True(pages.Close(Frame));
+        Assert.True(pages.Contains(Frame));
+        Assert.False(pages.MayExecute(Frame, Address));
+        Assert.False(pages.TryWrite(new(Frame << Paging.PageShift), [4]));
+        Assert.Equal(Replacement.NotScanned, pages.TryReplace(Address, original.AsSpan(0, 5), new byte[5]));
+        Assert.True(pages.Remove(Frame, out _));
+        Assert.Equal(original, Page.ToArray());
+    }
+
+    [Fact(DisplayName = "Frames of code below one are found")]
+    public void Below()
+    {
+        pages.Add(Frame, Address, [7], spill: 0);
+        pages.Add(Frame + 2, Address + Paging.PageSize, [7], spill: 0);
+        Assert.Empty(pages.FramesBelow(Frame));
+        Assert.Equal([Frame], pages.FramesBelow(Frame + 2));
+    }
+
     [Fact(DisplayName = "A frame that is code already is not trapped again")]
     public void Add_twice()
     {

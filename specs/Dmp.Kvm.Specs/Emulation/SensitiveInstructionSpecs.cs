@@ -58,6 +58,17 @@ public sealed class SensitiveInstructionSpecs : IDisposable
         Assert.Equal(0x41UL, cpu.Registers.Regs.Rflags & 0x41);
     }
 
+    [Fact(DisplayName = "IRET with NT set is a fault, for in long mode there is no task to return to")]
+    public void NestedTask()
+    {
+        cpu.Push(0x18, EmulatedCpu.KernelStack, 2, 0x10, EmulatedCpu.KernelCode);
+        ulong rsp = cpu.Registers.Regs.Rsp;
+        cpu.Registers.Regs.Rflags |= (ulong)Rflags.NestedTask;
+        Assert.Equal(Outcome.Fault, cpu.Execute(0x48, 0xCF));
+        Assert.Equal(GuestFault.GeneralProtection, cpu.Context.Fault);
+        Assert.Equal(rsp, cpu.Registers.Regs.Rsp);
+    }
+
     [Fact(DisplayName = "IRET ends the time in which NMIs are held back, also one that faults; no other return does")]
     public void NmiEnd()
     {
