@@ -269,8 +269,6 @@ internal sealed class CodePages(GuestMemory memory)
                 return false;
             }
 
-            generation++;
-
             Span<byte> bytes = Bytes(frame);
             byte[] own = bytes.ToArray();
             Restore(page, own, 0);
@@ -294,6 +292,8 @@ internal sealed class CodePages(GuestMemory memory)
                 }
             }
 
+            // Behind the bytes: other vCPUs run on the page meanwhile, and who enters during this may still meet a trap.
+            generation++;
             return true;
         }
     }

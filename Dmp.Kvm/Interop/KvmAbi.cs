@@ -238,6 +238,9 @@ internal struct KvmMsrEntry
 [StructLayout(LayoutKind.Explicit, Size = 64)]
 internal struct KvmVcpuEvents
 {
+    internal const uint NmiPendingIsValid = 1;
+    internal const uint ShadowIsValid = 4;
+
     [FieldOffset(0)]
     internal byte ExceptionInjected;
 

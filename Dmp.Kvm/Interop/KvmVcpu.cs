@@ -247,7 +247,7 @@ internal sealed unsafe class KvmVcpu : ICpuRegisters, IDisposable
     /// <summary>Forgets what waits inside KVM to be delivered, as INIT does.</summary>
     internal void ForgetPendingEvents()
     {
-        KvmVcpuEvents events = default;
+        KvmVcpuEvents events = new() { Flags = KvmVcpuEvents.NmiPendingIsValid | KvmVcpuEvents.ShadowIsValid };
         Check(KvmRequest.SetVcpuEvents, &events);
     }
 

@@ -99,7 +99,7 @@ internal sealed class MemoryFaults
                 kind = ExitKind.CodeScan;
                 Scan(address, rip, frame);
             }
-            else
+            else if (code.Contains(frame))
             {
                 Release(frame);
             }
@@ -301,15 +301,21 @@ internal sealed class MemoryFaults
     private void Scan(ulong address, ulong rip, ulong frame)
     {
         ulong page = address & ~Paging.PageOffsetMask;
+        if (code.MayExecute(frame, page))
+        {
+            // New to this vCPU's TLB only: nobody has to wait for that.
+            return;
+        }
+
         lock (code.Changes)
         {
+            if (code.MayExecute(frame, page))
+            {
+                return;
+            }
+
             if (code.Contains(frame))
             {
-                if (code.MayExecute(frame, page))
-                {
-                    return;
-                }
-
                 Release(frame);
             }
 
@@ -331,8 +337,12 @@ internal sealed class MemoryFaults
     {
         KnownCode? known = code.Prepare(frame);
         int lead = access.Fetch(page - LeadIn, window.AsSpan(0, LeadIn), out _) == LeadIn ? LeadIn : 0;
-        int read = access.Fetch(page, window.AsSpan(lead, Paging.PageSize + LeadOut), out _);
-        if (!code.IsOriginalText(frame) && read >= Paging.PageSize && scanner.HasSlots(window.AsSpan(lead, Paging.PageSize)))
+
+        // The frame that faulted, wherever another vCPU lets the page lead by now.
+        _ = code.ReadOriginal(frame, 0, window.AsSpan(lead, Paging.PageSize));
+        int read = Paging.PageSize
+            + access.Fetch(page + Paging.PageSize, window.AsSpan(lead + Paging.PageSize, LeadOut), out _);
+        if (!code.IsOriginalText(frame) && scanner.HasSlots(window.AsSpan(lead, Paging.PageSize)))
         {
             code.AddCovered(frame, page);
             _ = TryReveal(rip);

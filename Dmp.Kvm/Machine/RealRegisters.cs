@@ -23,6 +23,7 @@ internal sealed class RealRegisters
     private readonly Cr4 mirroredCr4 = Cr4.TimeStampDisable;
 
     private const int StarKernelShift = 32;
+    private const int PrivilegeMask = 3;
 
     private const Cr0 FixedCr0 = Cr0.ProtectionEnable | Cr0.ExtensionType | Cr0.NumericError | Cr0.WriteProtect | Cr0.Paging;
     private const Cr4 FixedCr4 = Cr4.PhysicalAddressExtension | Cr4.FxSave | Cr4.SimdExceptions | Cr4.XSave;
@@ -124,7 +125,9 @@ internal sealed class RealRegisters
     /// <returns>Whether the guest was not entered.</returns>
     internal bool TryTakeBack()
     {
-        if (monitor is null || kvm.Regs.Rip is not (MonitorImage.EntryStub or MonitorImage.EntryStubSameRoot))
+        // User code that jumps to the stub's address comes as far as its fault, at CPL 3.
+        if (monitor is null || (kvm.Sregs.Cs.Selector & PrivilegeMask) != 0
+            || kvm.Regs.Rip is not (MonitorImage.EntryStub or MonitorImage.EntryStubSameRoot))
         {
             return false;
         }
@@ -159,7 +162,6 @@ internal sealed class RealRegisters
     /// <summary>CPL 0, if the vCPU is not there already.</summary>
     private void EnterMonitor()
     {
-        const int PrivilegeMask = 3;
         ref KvmSregs sregs = ref kvm.Sregs;
         if ((sregs.Cs.Selector & PrivilegeMask) != 0 || !rooted)
         {

@@ -462,7 +462,8 @@ internal sealed class StartUpPhase
             kvm.InjectNmi();
         }
 
-        bool wanted = chipset.InterruptPending(context.Index);
+        // Where a pause ended a halt, HLT is executed again first: an interrupt is to be taken behind it.
+        bool wanted = chipset.InterruptPending(context.Index) && kvm.Regs.Rip == lastRegs.Rip;
         if (wanted && !loadRegisters && kvm.Exit.ReadyForInterrupt != 0 && chipset.TryAcknowledge(context.Index, out byte vector))
         {
             kvm.InjectInterrupt(vector);
@@ -575,11 +576,12 @@ internal sealed class StartUpPhase
 
     private StartUpResult Halt()
     {
+        const byte HltOpcode = 0xF4;
         Span<byte> one = stackalloc byte[HltLength];
         if (kvm.TryTranslate(LinearRip - HltLength, out ulong physical)
-            && code.ReadOriginal(physical >> Paging.PageShift, (int)(physical & Paging.PageOffsetMask), one))
+            && (code.ReadOriginal(physical >> Paging.PageShift, (int)(physical & Paging.PageOffsetMask), one) || one[0] != HltOpcode))
         {
-            // A trap for 64-bit code, which another vCPU runs on the same page.
+            // A trap for 64-bit code, which another vCPU runs on the same page, or which another has just taken away.
             Release(physical >> Paging.PageShift);
             kvm.Regs.Rip -= HltLength;
             return StartUpResult.Continue;

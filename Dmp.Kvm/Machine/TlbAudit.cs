@@ -22,8 +22,8 @@ internal sealed class TlbAudit(GuestMemory memory, CodePages code, CpuState stat
     private const int SightingsToBelieve = 8;
     private const long NanosecondsToBelieve = 3_000_000_000;
 
-    private readonly Dictionary<(bool UserView, ulong Address, ulong Entry), Suspicion> suspicions = [];
-    private readonly List<(bool UserView, ulong Address, ulong Entry)> cleared = [];
+    private readonly Dictionary<(ulong Root, ulong Address, ulong Entry), Suspicion> suspicions = [];
+    private readonly List<(ulong Root, ulong Address, ulong Entry)> cleared = [];
     private int calls;
 
     /// <summary>Comparisons made.</summary>
@@ -51,7 +51,8 @@ internal sealed class TlbAudit(GuestMemory memory, CodePages code, CpuState stat
         Checks++;
         foreach ((var key, Suspicion suspicion) in suspicions)
         {
-            if (suspicion.LastCheck != Checks)
+            // Of other address spaces nothing new is known.
+            if (suspicion.LastCheck != Checks && (key.Root == tlb.Root(userView: true) || key.Root == tlb.Root(userView: false)))
             {
                 cleared.Add(key);
             }
@@ -69,7 +70,7 @@ internal sealed class TlbAudit(GuestMemory memory, CodePages code, CpuState stat
     {
         Entries++;
         string? problem = Problem(userView, address, entry, level);
-        if (problem != null && IsBelieved((userView, address, entry)))
+        if (problem != null && IsBelieved((tlb.Root(userView), address, entry)))
         {
             throw new InvalidOperationException(string.Create(
                 CultureInfo.InvariantCulture,
@@ -77,7 +78,7 @@ internal sealed class TlbAudit(GuestMemory memory, CodePages code, CpuState stat
         }
     });
 
-    private bool IsBelieved((bool UserView, ulong Address, ulong Entry) key)
+    private bool IsBelieved((ulong Root, ulong Address, ulong Entry) key)
     {
         if (isAlone)
         {

@@ -92,7 +92,11 @@ internal sealed class TlbShootdown
         Inbox inbox = inboxes[vcpu];
         while (inbox.TryTake(out Request request))
         {
-            if (request.WritableOnly)
+            if (request.Everything)
+            {
+                tlb.FlushAll();
+            }
+            else if (request.WritableOnly)
             {
                 tlb.DropWritable(request.Frame);
             }
@@ -142,12 +146,14 @@ internal sealed class TlbShootdown
         }
     }
 
-    private readonly record struct Request(ulong Frame, bool WritableOnly);
+    private readonly record struct Request(ulong Frame, bool WritableOnly, bool Everything = false);
 
     private sealed class Inbox
     {
+        private const int Room = 256;
+
         private readonly Lock sync = new();
-        private readonly Queue<Request> waiting = new(16);
+        private readonly Queue<Request> waiting = new(Room);
 
         /// <summary>Not 0: in guest code. Written by the vCPU's thread, by interlocked exchange before it reads <see cref="Count"/>.</summary>
         internal int Inside;
@@ -159,6 +165,13 @@ internal sealed class TlbShootdown
         {
             lock (sync)
             {
+                if (waiting.Count == Room)
+                {
+                    // A vCPU that halts for long: it drops all it has rather than read a long list.
+                    waiting.Clear();
+                    waiting.Enqueue(new Request(0, WritableOnly: false, Everything: true));
+                }
+
                 waiting.Enqueue(request);
 
                 // A full barrier: the caller reads Inside next.

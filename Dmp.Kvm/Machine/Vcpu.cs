@@ -20,6 +20,7 @@ namespace Dmp.Kvm.Machine;
 internal sealed class Vcpu : IVcpu, IDisposable
 {
     private const int ExceptionFrameWords = 5;
+    private const ulong NoAddress = 1UL << 63; // Not canonical.
     private const long StartUpLookNanoseconds = 1_000_000;
     private const int NoProgressLimit = 4096;
     private const byte BreakpointOpcode = 0xCC;
@@ -56,6 +57,9 @@ internal sealed class Vcpu : IVcpu, IDisposable
     private KvmSregs savedSregs;
     private bool midGuest;
     private bool interruptShadow;
+
+    // Where the guest was entered with interrupts held off: a kick that finds it there still holds them off once more.
+    private ulong shadowedRip = NoAddress;
 
     // Where the last exit was when it was in an implant. Inside a template RIP stays the real one: the guest is at no address.
     private ImplantAddress? implant;
@@ -345,11 +349,6 @@ internal sealed class Vcpu : IVcpu, IDisposable
             machine.Shootdown.Serve(Index, tlb);
         }
 
-        if (!midGuest)
-        {
-            enteredGeneration = machine.Code.Generation;
-        }
-
         long before = Stopwatch.GetTimestamp();
         KvmExitReason reason = kvm.Run(loadRegisters: !midGuest);
         long after = Stopwatch.GetTimestamp();
@@ -374,6 +373,8 @@ internal sealed class Vcpu : IVcpu, IDisposable
     /// <summary>The guest's registers are in place but for what is ours: segments, root, forced flags.</summary>
     private void LoadRealRegisters()
     {
+        // Before it is looked up where RIP leads: what changes behind this may not be what runs.
+        enteredGeneration = machine.Code.Generation;
         if (state.UserMode)
         {
             audit?.Sample();
@@ -555,6 +556,9 @@ internal sealed class Vcpu : IVcpu, IDisposable
 
     private VcpuStop? Sensitive(in GuestFault fault) => Emulate(mmioAccess: false, fault);
 
+    /// <summary>Whether another vCPU has changed code since the entry: what trapped may not stand there any more.</summary>
+    private bool CodeHasChanged => machine.Code.Generation != enteredGeneration;
+
     private VcpuStop? Emulate(bool mmioAccess, in GuestFault fault)
     {
         BeforeEmulation?.Invoke();
@@ -564,7 +568,13 @@ internal sealed class Vcpu : IVcpu, IDisposable
             out Instruction instruction, out bool isTrap);
         if (mmioAccess)
         {
-            return found ? Finish(mmio.Execute(instruction), fault, instruction) : Failed("cannot read the instruction at RIP");
+            Outcome access = found ? mmio.Execute(instruction) : Outcome.Unsupported;
+            if (access == Outcome.Unsupported && CodeHasChanged)
+            {
+                return CheckProgress(regs.Rip);
+            }
+
+            return found ? Finish(access, fault, instruction) : Failed("cannot read the instruction at RIP");
         }
 
         if (!found)
@@ -576,9 +586,8 @@ internal sealed class Vcpu : IVcpu, IDisposable
         // Counted before it runs: RIP is still the site, and an exception thrown on the way has its site on record.
         ulong site = regs.Rip;
         Outcome outcome = state.UserMode ? emulator.ExecuteForUser(instruction) : emulator.Execute(instruction);
-        if (outcome == Outcome.NotSensitive && machine.Code.Generation != enteredGeneration)
+        if (outcome == Outcome.NotSensitive && CodeHasChanged)
         {
-            // Another vCPU has changed code since: what trapped may not stand here any more.
             Exits.Count(ExitKind.CodeScan, site);
             return CheckProgress(site);
         }
@@ -630,6 +639,9 @@ internal sealed class Vcpu : IVcpu, IDisposable
                 return Reflect(fault);
             case Outcome.Halt:
                 kvm.Regs.Rip = instruction.NextIP;
+
+                // It may have stood behind an STI; what ends the halt is taken at once.
+                interruptShadow = false;
                 return Halt();
             case Outcome.Shutdown:
                 return TripleFault();
@@ -728,6 +740,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
         {
             // STI holds interrupts off until the next instruction is over. Nothing tells when it is: look again very soon.
             interruptShadow = false;
+            shadowedRip = kvm.Regs.Rip;
             if (chipset.HasPending(Index))
             {
                 LookAgainSoon();
@@ -736,6 +749,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
             return true;
         }
 
+        shadowedRip = NoAddress;
         if (apic.HasNmi && !state.NmiBlocked && !faults.Stepping)
         {
             return !apic.TakeNmi() || events.DeliverNmi();
@@ -807,10 +821,14 @@ internal sealed class Vcpu : IVcpu, IDisposable
         return true;
     }
 
-    /// <summary>A pause or the end came during the halt: the vCPU stops at the HLT and will execute it again.</summary>
+    /// <summary>
+    /// A pause or the end came during the halt: the vCPU stops at the HLT and will execute it again. An interrupt that comes in between has
+    /// to be taken behind it, or the guest, back from its handler, halts without having looked at what the interrupt was for.
+    /// </summary>
     private VcpuStop? StayHalted()
     {
         kvm.Regs.Rip -= 1;
+        interruptShadow = true;
         return null;
     }
 
@@ -834,6 +852,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
         }
 
         machine.Shootdown.Leave(Index);
+        interruptShadow |= kvm.Regs.Rip == shadowedRip;
         RunTimers();
         return null;
     }

@@ -82,6 +82,20 @@ public static class PageWalk
     public static Translation Translate(GuestMemory memory, in PagingMode mode, ulong virtualAddress, PageAccess access)
     {
         ArgumentNullException.ThrowIfNull(memory);
+        Translation translation;
+        while (!TryTranslate(memory, mode, virtualAddress, access, out translation))
+        {
+            // Another vCPU changed an entry on the way: what is marked accessed and dirty must be what is used.
+        }
+
+        return translation;
+    }
+
+    /// <summary>One walk from the top.</summary>
+    /// <returns>Whether no entry changed between its reading and its marking.</returns>
+    private static bool TryTranslate(
+        GuestMemory memory, in PagingMode mode, ulong virtualAddress, PageAccess access, out Translation translation)
+    {
         PageFaultError error = ErrorOf(mode, access);
         ulong table = mode.Cr3 & Paging.FrameMask;
         bool writable = true;
@@ -93,7 +107,8 @@ public static class PageWalk
             if (!memory.Contains(slot, Paging.EntrySize))
             {
                 // A table outside RAM reads as all ones on real hardware: reserved bits.
-                return Fault(error | PageFaultError.Present | PageFaultError.ReservedBit);
+                translation = Fault(error | PageFaultError.Present | PageFaultError.ReservedBit);
+                return true;
             }
 
             ref ulong word = ref memory.Word(slot);
@@ -101,12 +116,14 @@ public static class PageWalk
             PageEntry bits = (PageEntry)entry;
             if (!bits.Has(PageEntry.Present))
             {
-                return Fault(error);
+                translation = Fault(error);
+                return true;
             }
 
             if (HasReservedBits(entry, level, mode))
             {
-                return Fault(error | PageFaultError.Present | PageFaultError.ReservedBit);
+                translation = Fault(error | PageFaultError.Present | PageFaultError.ReservedBit);
+                return true;
             }
 
             writable &= bits.Has(PageEntry.Writable);
@@ -115,21 +132,32 @@ public static class PageWalk
             bool leaf = level == 1 || (level < TopLevel && bits.Has(PageEntry.Large));
             if (!leaf)
             {
-                SetBits(ref word, entry, PageEntry.Accessed, access);
+                if (!TrySetBits(ref word, entry, PageEntry.Accessed, access))
+                {
+                    translation = default;
+                    return false;
+                }
+
                 table = entry & Paging.FrameMask;
                 continue;
             }
 
             if (!IsAllowed(mode, access, writable, user, executable))
             {
-                return Fault(error | PageFaultError.Present);
+                translation = Fault(error | PageFaultError.Present);
+                return true;
             }
 
             PageEntry used = access.Has(PageAccess.Write) ? PageEntry.Accessed | PageEntry.Dirty : PageEntry.Accessed;
-            SetBits(ref word, entry, used, access);
+            if (!TrySetBits(ref word, entry, used, access))
+            {
+                translation = default;
+                return false;
+            }
+
             ulong frame = entry & level switch { 1 => Paging.FrameMask, 2 => LargeFrameMask, _ => HugeFrameMask };
             ulong within = virtualAddress & ((1UL << Paging.LevelShift(level)) - 1);
-            return new Translation
+            translation = new Translation
             {
                 Address = new GuestPhysicalAddress(frame + within),
                 Level = level,
@@ -141,6 +169,7 @@ public static class PageWalk
                 Dirty = bits.Has(PageEntry.Dirty) || access.Has(PageAccess.Write),
                 Allowed = true,
             };
+            return true;
         }
     }
 
@@ -184,23 +213,31 @@ public static class PageWalk
         };
     }
 
-    private static void SetBits(ref ulong word, ulong entry, PageEntry bits, PageAccess access)
+    /// <summary>Marks an entry.</summary>
+    /// <returns>Whether it was still the same, but for such marks.</returns>
+    private static bool TrySetBits(ref ulong word, ulong entry, PageEntry bits, PageAccess access)
     {
         if (access.Has(PageAccess.Probe))
         {
-            return;
+            return true;
         }
 
-        // If the entry changes under our hands, the translation is of the old entry, as if the walk had come a moment earlier.
         while ((entry & (ulong)bits) != (ulong)bits)
         {
             ulong found = Interlocked.CompareExchange(ref word, entry | (ulong)bits, entry);
-            if (found == entry || (((found ^ entry) & ~(ulong)(PageEntry.Accessed | PageEntry.Dirty)) != 0))
+            if (found == entry)
             {
-                return;
+                return true;
+            }
+
+            if (((found ^ entry) & ~(ulong)(PageEntry.Accessed | PageEntry.Dirty)) != 0)
+            {
+                return false;
             }
 
             entry = found;
         }
+
+        return true;
     }
 }

@@ -14,8 +14,9 @@ internal sealed class ImplantMap
 
     private readonly Lock sync = new();
 
-    // One bit for each hash of an address inside a window: most entries into guest code need nothing but this. Bits are only ever set,
-    // while the vCPUs are paused or by the vCPU that asks next.
+    // One bit for each hash of an address inside a window: most entries into guest code need nothing but this. Bits are only ever set:
+    // while the vCPUs are paused, or in a scan. A vCPU comes to a page that another has scanned by asking CodePages, under whose lock
+    // that was.
     private readonly ulong[] filter = new ulong[FilterBits / BitsPerWord];
 
     // Guest addresses behind the first instruction of a window in force, to the same instruction in its implant. Under sync.

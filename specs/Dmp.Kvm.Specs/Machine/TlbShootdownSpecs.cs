@@ -84,6 +84,23 @@ public sealed class TlbShootdownSpecs
         Assert.False(shootdown.HasRequests(Other));
     }
 
+    [Fact(DisplayName = "A vCPU that was not asked to run for long drops everything instead of what came first")]
+    public void Long_halt()
+    {
+        const int Many = 1000;
+        Map(Other, writable: true);
+        shootdown.Shoot(Frame, Own, writableOnly: false);
+        shootdown.NoteUse(Frame + 1, Other, large: false);
+        for (int request = 0; request < Many; request++)
+        {
+            shootdown.Shoot(Frame + 1, Own, writableOnly: false);
+        }
+
+        shootdown.Serve(Other, tlb);
+        Assert.Equal(0UL, tlb.Lookup(Address, userView: true));
+        Assert.True(shootdown.TryEnter(Other));
+    }
+
     [Fact(DisplayName = "Where only writing is at stake, read-only entries stay")]
     public void Writable_only()
     {
