@@ -304,6 +304,8 @@ public sealed class Uart16550 : IPortDevice, ISharedDevice
         bool level = !Loop && (modemControl & Mcr.OUT2) != 0 && Pending() != Iir.NoInterrupt;
         if (level != line)
         {
+            // First of all: another vCPU may take the interrupt, and read by an implant what it is about, at this very moment.
+            Publish();
             line = level;
             interrupt(level);
         }

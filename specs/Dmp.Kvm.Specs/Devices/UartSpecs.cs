@@ -201,6 +201,31 @@ public class UartSpecs
         Assert.Equal(1, own.TakeOutput(buffer));
     }
 
+    [Fact(DisplayName = "When the line rises, no implant of another vCPU reads any more that there is no interrupt")]
+    public void Published_before_the_line_rises()
+    {
+        DevicePage page = new();
+        SerialConsole own = new();
+        int rises = 0;
+        Uart16550 published = new(0x3F8, own, own, level =>
+        {
+            const ulong NoInterrupt = 1;
+            ulong identification = page[DevicePageField.Registers + (int)UartRegister.IirFcr];
+            bool readable = (identification & DevicePage.RegisterReadable) != 0;
+            Assert.False(level && readable && (identification & NoInterrupt) != 0);
+            rises += level ? 1 : 0;
+        });
+        published.Offer(page);
+        published.Write(0x3F8 + 4, 1, Ready);
+        published.Write(0x3F8 + 1, 1, 3); // The transmitter is empty.
+        _ = published.Read(0x3F8 + 2, 1);
+        published.Write(0x3F8, 1, 'a'); // And is again.
+        _ = published.Read(0x3F8 + 2, 1);
+        _ = own.PutInput("b"u8); // A character has come.
+        published.ReceiveInput();
+        Assert.Equal(3, rises);
+    }
+
     [Fact(DisplayName = "What implants transmitted is there for a reader though nobody signals it, and after the page is gone")]
     public void Readers()
     {
