@@ -4,6 +4,8 @@ namespace Dmp.Host.Specs.RunningGuests;
 
 /// <summary>The Debian guest, from its first instruction to its end.</summary>
 [Collection(GuestCollection.Name)]
+// The emulated machine's own kernel does not survive every boot.
+[Trait("needs", "fast kvm")]
 public class GuestSpecs
 {
     /// <summary>

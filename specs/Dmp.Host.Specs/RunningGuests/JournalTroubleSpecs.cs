@@ -50,6 +50,7 @@ public sealed class JournalTroubleSpecs : IDisposable
         Assert.Equal(bytes, await File.ReadAllBytesAsync(Journal));
     }
 
+    [Trait("needs", "fast kvm")]
     [SkippableFact(DisplayName = "A directory in the journal's place ends the run before the guest starts")]
     public async Task Directory_in_place()
     {

@@ -11,6 +11,7 @@ public class SeveralCpusSpecs
         ["rcu_sched detected", "rcu: INFO", "self-detected stall", "soft lockup", "Marking TSC unstable", "failed to report alive"];
 
     [SkippableTheory(DisplayName = "A guest of two vCPUs works on both, with the TLBs audited and patches applied, and switches itself off")]
+    [Trait("needs", "fast kvm")]
     [InlineData("dmp", 2)]
     public Task Two(string mode, int cpus) => WorksOnAll(mode, cpus);
 
