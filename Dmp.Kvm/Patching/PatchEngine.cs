@@ -10,7 +10,8 @@ namespace Dmp.Kvm.Patching;
 /// <summary>
 /// The patches of one machine: plans them, keeps their implants in the arena, and has them in the guest's code while the pages they
 /// belong to run. A page that the guest writes to loses its patches with its scan, and gets them back with the next scan where the bytes
-/// are still the same; no vCPU can execute the page in between, so that needs no quiescence.
+/// are still the same; no vCPU enters the page in between, so that needs no quiescence. One that stands in an
+/// implant goes on there, as it would with code that it had fetched before: implants stay where they are.
 /// </summary>
 /// <remarks>Lock order: <see cref="CodePages"/>, then this, then the map's.</remarks>
 internal sealed class PatchEngine : IPatchEngine, IPagePatches
