@@ -1,4 +1,5 @@
 using System.Collections;
+using Dmp.Kvm.Locking;
 using Dmp.Kvm.Memory;
 
 namespace Dmp.Kvm.CodeScan;
@@ -30,7 +31,7 @@ internal enum Replacement
 
 /// <summary>
 /// The frames that hold scanned kernel code, with the bytes that traps and patches replaced. One for the machine; every member takes the
-/// lock, which nobody holds while waiting for anything. Lock order: <see cref="Changes"/>, this one, the patch engine's.
+/// lock, which nobody holds while waiting for anything.
 /// </summary>
 /// <remarks>
 /// A frame becomes code in two steps, so that every vCPU's virtual TLB agrees: it is claimed (<see cref="Claim"/>: nobody maps it writable
@@ -45,7 +46,7 @@ internal sealed class CodePages(GuestMemory memory)
 
     private const int NoSpill = -1;
 
-    private readonly Lock sync = new();
+    private readonly OrderedLock sync = new(LockRank.CodePages);
     private readonly Dictionary<ulong, CodePage> pages = [];
     private readonly Dictionary<ulong, ulong> frames = [];
     private readonly Dictionary<ulong, KnownCode> known = [];
@@ -56,7 +57,7 @@ internal sealed class CodePages(GuestMemory memory)
     /// <summary>
     /// Held from the first to the last step of a change from data to code or back, also while other vCPUs leave guest code for it.
     /// </summary>
-    internal Lock Changes { get; } = new();
+    internal OrderedLock Changes { get; } = new(LockRank.CodeChanges);
 
     /// <summary>
     /// Changes with every change of what stands in a scanned page. A vCPU that trapped before one, and finds other bytes than those that
@@ -79,7 +80,7 @@ internal sealed class CodePages(GuestMemory memory)
     /// <summary>Whether a frame holds scanned code.</summary>
     internal bool Contains(ulong frame)
     {
-        lock (sync)
+        using (sync.Enter())
         {
             return pages.ContainsKey(frame);
         }
@@ -91,7 +92,7 @@ internal sealed class CodePages(GuestMemory memory)
     /// </summary>
     internal bool MayExecute(ulong frame, ulong page)
     {
-        lock (sync)
+        using (sync.Enter())
         {
             return TryGetOpen(frame, out CodePage? found) && (found.Patched == 0 || found.Page == page);
         }
@@ -100,7 +101,7 @@ internal sealed class CodePages(GuestMemory memory)
     /// <summary>The frame of a page that is scanned at a virtual address.</summary>
     internal bool TryFindFrame(ulong page, out ulong frame)
     {
-        lock (sync)
+        using (sync.Enter())
         {
             return frames.TryGetValue(page, out frame);
         }
@@ -109,7 +110,7 @@ internal sealed class CodePages(GuestMemory memory)
     /// <summary>The frames of scanned code below one.</summary>
     internal ulong[] FramesBelow(ulong end)
     {
-        lock (sync)
+        using (sync.Enter())
         {
             return [.. pages.Keys.Where(frame => frame < end)];
         }
@@ -123,7 +124,7 @@ internal sealed class CodePages(GuestMemory memory)
     {
         const ulong Frames = Paging.LargePageSize / Paging.PageSize;
         ulong first = frame & ~(Frames - 1);
-        lock (sync)
+        using (sync.Enter())
         {
             if ((ulong)pages.Count < Frames)
             {
@@ -153,7 +154,7 @@ internal sealed class CodePages(GuestMemory memory)
     /// <summary>A frame is about to be scanned: from now on it counts as code that may not be executed yet.</summary>
     internal void Claim(ulong frame)
     {
-        lock (sync)
+        using (sync.Enter())
         {
             _ = pages.TryAdd(frame, new CodePage(page: 0, NoSpill));
         }
@@ -163,7 +164,7 @@ internal sealed class CodePages(GuestMemory memory)
     /// <returns>Whether it was code.</returns>
     internal bool Close(ulong frame)
     {
-        lock (sync)
+        using (sync.Enter())
         {
             if (!pages.TryGetValue(frame, out CodePage? page))
             {
@@ -179,7 +180,7 @@ internal sealed class CodePages(GuestMemory memory)
     /// <returns>Whether it was written: if not, it has to be given back first.</returns>
     internal bool TryWrite(GuestPhysicalAddress address, ReadOnlySpan<byte> source)
     {
-        lock (sync)
+        using (sync.Enter())
         {
             if (pages.ContainsKey(address.Frame))
             {
@@ -199,7 +200,7 @@ internal sealed class CodePages(GuestMemory memory)
     /// <param name="starts">Where its instructions begin; null when that is not known.</param>
     internal void Add(ulong frame, ulong page, List<int> traps, int spill, BitArray? starts = null)
     {
-        lock (sync)
+        using (sync.Enter())
         {
             if (TryGetOpen(frame, out _))
             {
@@ -232,7 +233,7 @@ internal sealed class CodePages(GuestMemory memory)
     /// <param name="page">Virtual address that it runs at.</param>
     internal void AddCovered(ulong frame, ulong page)
     {
-        lock (sync)
+        using (sync.Enter())
         {
             if (TryGetOpen(frame, out _))
             {
@@ -262,7 +263,7 @@ internal sealed class CodePages(GuestMemory memory)
     /// <returns>Whether the frame was covered: the instruction may run, or is a trap of its own.</returns>
     internal bool Reveal(ulong frame, int offset, CodeScanner scanner)
     {
-        lock (sync)
+        using (sync.Enter())
         {
             if (!TryGetOpen(frame, out CodePage? page) || page.Swept is not { } swept)
             {
@@ -304,7 +305,7 @@ internal sealed class CodePages(GuestMemory memory)
     /// <returns>Whether it was code.</returns>
     internal bool Remove(ulong frame, out ulong address)
     {
-        lock (sync)
+        using (sync.Enter())
         {
             address = 0;
             if (!pages.Remove(frame, out CodePage? page))
@@ -345,7 +346,7 @@ internal sealed class CodePages(GuestMemory memory)
     /// <returns>What it held; null when it never was code.</returns>
     internal KnownCode? Prepare(ulong frame)
     {
-        lock (sync)
+        using (sync.Enter())
         {
             if (!IsOriginalText(frame))
             {
@@ -362,7 +363,7 @@ internal sealed class CodePages(GuestMemory memory)
     /// <param name="replacement">What stands there from now on.</param>
     internal Replacement TryReplace(ulong address, ReadOnlySpan<byte> expected, ReadOnlySpan<byte> replacement)
     {
-        lock (sync)
+        using (sync.Enter())
         {
             if (!TryFind(address, out CodePage? page, out Span<byte> all))
             {
@@ -404,7 +405,7 @@ internal sealed class CodePages(GuestMemory memory)
     /// <returns>Whether the page is scanned; if not, the guest's bytes are back already.</returns>
     internal bool TryRestore(ulong address, ReadOnlySpan<byte> original, ReadOnlySpan<int> traps)
     {
-        lock (sync)
+        using (sync.Enter())
         {
             if (!TryFind(address, out CodePage? page, out Span<byte> bytes))
             {
@@ -437,7 +438,7 @@ internal sealed class CodePages(GuestMemory memory)
     /// <summary>Runs an action that no scan, no release and no replacement can happen beside.</summary>
     internal void Locked(Action action)
     {
-        lock (sync)
+        using (sync.Enter())
         {
             action();
         }
@@ -447,7 +448,7 @@ internal sealed class CodePages(GuestMemory memory)
     /// <returns>Whether the page is scanned.</returns>
     internal bool TryReadRunning(ulong address, Span<byte> destination)
     {
-        lock (sync)
+        using (sync.Enter())
         {
             if (!TryFind(address, out _, out Span<byte> bytes))
             {
@@ -462,7 +463,7 @@ internal sealed class CodePages(GuestMemory memory)
     /// <summary>How far the last instruction of a scanned frame reaches into the next page, or -1 when it is not scanned.</summary>
     internal int Spill(ulong frame)
     {
-        lock (sync)
+        using (sync.Enter())
         {
             return TryGetOpen(frame, out CodePage? page) ? page.Spill : NoSpill;
         }
@@ -475,7 +476,7 @@ internal sealed class CodePages(GuestMemory memory)
     /// <returns>Whether the first byte is one that a trap replaced.</returns>
     internal bool ReadOriginal(ulong frame, int offset, Span<byte> destination)
     {
-        lock (sync)
+        using (sync.Enter())
         {
             Bytes(frame).Slice(offset, destination.Length).CopyTo(destination);
             return pages.TryGetValue(frame, out CodePage? page) && Restore(page, destination, offset);

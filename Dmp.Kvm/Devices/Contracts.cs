@@ -1,3 +1,5 @@
+using Dmp.Kvm.Locking;
+
 namespace Dmp.Kvm.Devices;
 
 /// <summary>
@@ -105,5 +107,5 @@ public interface IConsoleInput
 public interface ISharedDevice
 {
     /// <summary>The lock around the device's state.</summary>
-    Lock Gate { get; }
+    OrderedLock Gate { get; }
 }

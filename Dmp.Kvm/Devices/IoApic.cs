@@ -1,3 +1,5 @@
+using Dmp.Kvm.Locking;
+
 namespace Dmp.Kvm.Devices;
 
 /// <summary>
@@ -47,7 +49,7 @@ public sealed class IoApic : IMmioDevice, ISharedDevice
     }
 
     /// <inheritdoc/>
-    public Lock Gate { get; } = new();
+    public OrderedLock Gate { get; } = new(LockRank.IoApic);
 
     /// <summary>Drives an input pin. Any thread.</summary>
     /// <param name="pin">0 to 23.</param>
@@ -55,7 +57,7 @@ public sealed class IoApic : IMmioDevice, ISharedDevice
     public void SetPin(int pin, bool level)
     {
         uint bit = 1u << pin;
-        lock (Gate)
+        using (Gate.Enter())
         {
             bool rises = level && (lines & bit) == 0;
             lines = level ? lines | bit : lines & ~bit;
@@ -78,7 +80,7 @@ public sealed class IoApic : IMmioDevice, ISharedDevice
     /// <summary>Ends a level-triggered interrupt; it comes again where the line is still asserted. Any thread.</summary>
     public void EndOfInterrupt(byte vector)
     {
-        lock (Gate)
+        using (Gate.Enter())
         {
             for (int pin = 0; pin < Pins; pin++)
             {

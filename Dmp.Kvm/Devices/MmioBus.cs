@@ -1,3 +1,5 @@
+using Dmp.Kvm.Locking;
+
 namespace Dmp.Kvm.Devices;
 
 /// <summary>
@@ -39,7 +41,7 @@ public sealed class MmioBus
             }
         }
 
-        Lock gate = device is ISharedDevice shared ? shared.Gate : new Lock();
+        OrderedLock gate = device is ISharedDevice shared ? shared.Gate : new OrderedLock(LockRank.Device);
         windows = [.. windows.Append(new Window(start, length, device, gate)).OrderBy(window => window.Start)];
     }
 
@@ -54,7 +56,7 @@ public sealed class MmioBus
     {
         if (Find(address, size) is { } window)
         {
-            lock (window.Gate)
+            using (window.Gate.Enter())
             {
                 return window.Device.Read(address - window.Start, size) & OnesOf(size);
             }
@@ -72,7 +74,7 @@ public sealed class MmioBus
     {
         if (Find(address, size) is { } window)
         {
-            lock (window.Gate)
+            using (window.Gate.Enter())
             {
                 window.Device.Write(address - window.Start, size, value);
             }
@@ -111,5 +113,5 @@ public sealed class MmioBus
         return null;
     }
 
-    private sealed record Window(ulong Start, ulong Length, IMmioDevice Device, Lock Gate);
+    private sealed record Window(ulong Start, ulong Length, IMmioDevice Device, OrderedLock Gate);
 }

@@ -1,3 +1,5 @@
+using Dmp.Kvm.Locking;
+
 namespace Dmp.Kvm.Devices;
 
 /// <summary>
@@ -23,7 +25,7 @@ public sealed class Pic8259 : IPortDevice, ISharedDevice
     public Pic8259(Action raised) => this.raised = raised;
 
     /// <inheritdoc/>
-    public Lock Gate { get; } = new();
+    public OrderedLock Gate { get; } = new(LockRank.InterruptController);
 
     /// <summary>
     /// The INTR output: whether <see cref="Acknowledge"/> would return a vector that is not spurious. Any thread; written under
@@ -41,7 +43,7 @@ public sealed class Pic8259 : IPortDevice, ISharedDevice
             return;
         }
 
-        lock (Gate)
+        using (Gate.Enter())
         {
             (irq < InputsPerChip ? master : slave).SetLine(irq % InputsPerChip, level);
             Update();
@@ -52,7 +54,7 @@ public sealed class Pic8259 : IPortDevice, ISharedDevice
     /// <returns>The vector, possibly the spurious one (input 7 of either chip).</returns>
     public byte Acknowledge()
     {
-        lock (Gate)
+        using (Gate.Enter())
         {
             byte vector = AcknowledgeUnderLock();
             Update();

@@ -1,3 +1,5 @@
+using Dmp.Kvm.Locking;
+
 namespace Dmp.Kvm.Devices;
 
 /// <summary>
@@ -62,7 +64,7 @@ public sealed class Pit8254 : IPortDevice, ISharedDevice
     }
 
     /// <inheritdoc/>
-    public Lock Gate { get; } = new();
+    public OrderedLock Gate { get; } = new(LockRank.Device);
 
     /// <inheritdoc/>
     public uint Read(ushort port, int size)
@@ -156,7 +158,7 @@ public sealed class Pit8254 : IPortDevice, ISharedDevice
 
     private void Tick()
     {
-        lock (Gate)
+        using (Gate.Enter())
         {
             if (clock.Nanoseconds < nextRise)
             {

@@ -1,3 +1,5 @@
+using Dmp.Kvm.Locking;
+
 namespace Dmp.Kvm.Devices;
 
 /// <summary>Accesses to a port that no device owns.</summary>
@@ -59,7 +61,7 @@ public sealed class PortBus
             Slot slot = slots[owner - 1];
             if (slot.Takes(port, size))
             {
-                lock (slot.Gate)
+                using (slot.Gate.Enter())
                 {
                     return slot.Device.Read(port, size) & OnesOf(size);
                 }
@@ -92,7 +94,7 @@ public sealed class PortBus
             Slot slot = slots[owner - 1];
             if (slot.Takes(port, size))
             {
-                lock (slot.Gate)
+                using (slot.Gate.Enter())
                 {
                     slot.Device.Write(port, size, value);
                 }
@@ -144,17 +146,17 @@ public sealed class PortBus
         return true;
     }
 
-    private Lock GateOf(IPortDevice device)
+    private OrderedLock GateOf(IPortDevice device)
     {
         if (device is ISharedDevice shared)
         {
             return shared.Gate;
         }
 
-        return Array.Find(slots, slot => ReferenceEquals(slot.Device, device))?.Gate ?? new Lock();
+        return Array.Find(slots, slot => ReferenceEquals(slot.Device, device))?.Gate ?? new OrderedLock(LockRank.Device);
     }
 
-    private sealed record Slot(ushort Last, IPortDevice Device, Lock Gate, int Widest)
+    private sealed record Slot(ushort Last, IPortDevice Device, OrderedLock Gate, int Widest)
     {
         public bool Takes(ushort port, int size) => size <= Widest && port + size - 1 <= Last;
     }

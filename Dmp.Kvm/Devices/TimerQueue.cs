@@ -1,3 +1,5 @@
+using Dmp.Kvm.Locking;
+
 namespace Dmp.Kvm.Devices;
 
 /// <summary>
@@ -13,7 +15,7 @@ public sealed class TimerQueue
     /// <summary>The deadline of a timer that is not set.</summary>
     public const long Never = long.MaxValue;
 
-    private readonly Lock gate = new();
+    private readonly OrderedLock gate = new(LockRank.Timers);
     private readonly int vcpu;
     private readonly IMachineControl control;
     private DeviceTimer[] timers = [];
@@ -50,7 +52,7 @@ public sealed class TimerQueue
             return;
         }
 
-        lock (gate)
+        using (gate.Enter())
         {
             if (arranged <= now)
             {
@@ -66,7 +68,7 @@ public sealed class TimerQueue
             }
         }
 
-        lock (gate)
+        using (gate.Enter())
         {
             Arrange();
         }
@@ -75,7 +77,7 @@ public sealed class TimerQueue
     /// <summary>Arranges the kick again: the vCPU begins to run, and what was arranged before reached nobody. Any thread.</summary>
     public void Rearrange()
     {
-        lock (gate)
+        using (gate.Enter())
         {
             arranged = earliest;
             control.KickAt(vcpu, earliest);
@@ -84,7 +86,7 @@ public sealed class TimerQueue
 
     internal void Set(DeviceTimer timer, long deadline)
     {
-        lock (gate)
+        using (gate.Enter())
         {
             timer.Deadline = deadline;
             Arrange();
@@ -93,7 +95,7 @@ public sealed class TimerQueue
 
     private bool TryTakeDue(DeviceTimer timer, long now)
     {
-        lock (gate)
+        using (gate.Enter())
         {
             if (timer.Deadline > now)
             {

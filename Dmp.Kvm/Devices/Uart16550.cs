@@ -1,3 +1,4 @@
+using Dmp.Kvm.Locking;
 using Dmp.Kvm.Memory;
 
 namespace Dmp.Kvm.Devices;
@@ -52,7 +53,7 @@ public sealed class Uart16550 : IPortDevice, ISharedDevice
     }
 
     /// <inheritdoc/>
-    public Lock Gate { get; } = new();
+    public OrderedLock Gate { get; } = new(LockRank.Device);
 
     private bool DivisorLatchAccess => ((Lcr)lineControl & Lcr.DLAB) != 0;
 
@@ -69,7 +70,7 @@ public sealed class Uart16550 : IPortDevice, ISharedDevice
     /// <summary>Looks for input from the host. Any thread, after input was queued.</summary>
     public void ReceiveInput()
     {
-        lock (Gate)
+        using (Gate.Enter())
         {
             TakeTransmitted();
             Receive();
@@ -81,7 +82,7 @@ public sealed class Uart16550 : IPortDevice, ISharedDevice
     /// <summary>Offers implants what needs no exit. Before the first vCPU runs.</summary>
     internal void Offer(DevicePage page)
     {
-        lock (Gate)
+        using (Gate.Enter())
         {
             offer = page;
             transmitted = new TransmitRing(page);
@@ -93,7 +94,7 @@ public sealed class Uart16550 : IPortDevice, ISharedDevice
     /// <summary>Takes what implants have transmitted, and offers nothing any more: the page goes away. No vCPU runs.</summary>
     internal void EndOffer()
     {
-        lock (Gate)
+        using (Gate.Enter())
         {
             TakeTransmitted();
             offer = null;
@@ -107,7 +108,7 @@ public sealed class Uart16550 : IPortDevice, ISharedDevice
     /// <summary>Puts out what implants have transmitted. Any thread.</summary>
     internal void PutOutTransmitted()
     {
-        lock (Gate)
+        using (Gate.Enter())
         {
             TakeTransmitted();
             UpdateInterrupt();

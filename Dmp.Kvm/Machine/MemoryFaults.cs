@@ -124,7 +124,7 @@ internal sealed class MemoryFaults
     internal void Release(ulong frame, bool refill = true)
     {
         ulong page;
-        lock (code.Changes)
+        using (code.Changes.Enter())
         {
             if (!code.Close(frame))
             {
@@ -307,7 +307,7 @@ internal sealed class MemoryFaults
             return;
         }
 
-        lock (code.Changes)
+        using (code.Changes.Enter())
         {
             if (code.MayExecute(frame, page))
             {

@@ -1,3 +1,4 @@
+using Dmp.Kvm.Locking;
 using Dmp.Kvm.Memory;
 
 namespace Dmp.Kvm.Machine;
@@ -152,7 +153,7 @@ internal sealed class TlbShootdown
     {
         private const int Room = 256;
 
-        private readonly Lock sync = new();
+        private readonly OrderedLock sync = new(LockRank.Shootdown);
         private readonly Queue<Request> waiting = new(Room);
 
         /// <summary>Not 0: in guest code. Written by the vCPU's thread, by interlocked exchange before it reads <see cref="Count"/>.</summary>
@@ -163,7 +164,7 @@ internal sealed class TlbShootdown
 
         internal void Put(Request request)
         {
-            lock (sync)
+            using (sync.Enter())
             {
                 if (waiting.Count == Room)
                 {
@@ -187,7 +188,7 @@ internal sealed class TlbShootdown
                 return false;
             }
 
-            lock (sync)
+            using (sync.Enter())
             {
                 bool any = waiting.TryDequeue(out request);
                 Volatile.Write(ref Count, waiting.Count);

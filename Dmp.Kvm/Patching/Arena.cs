@@ -1,4 +1,5 @@
 using Dmp.Kvm.Interop;
+using Dmp.Kvm.Locking;
 using Dmp.Kvm.Memory;
 
 namespace Dmp.Kvm.Patching;
@@ -6,16 +7,26 @@ namespace Dmp.Kvm.Patching;
 /// <summary>
 /// Memory for implants, executable in every kernel view. Its address space is far larger than its memory, so that an implant can lie
 /// where the bytes of the jump to it are the ones that are wanted. Memory is never given back while the machine lives: a vCPU or a saved
-/// context may still lead there. Belongs to the patch engine, under its lock.
+/// context may still lead there. Any thread.
 /// </summary>
 internal sealed class Arena(MappedMemory monitor)
 {
     private const ulong LeafEntry = (ulong)(PageEntry.Present | PageEntry.User | PageEntry.Accessed);
 
-    private readonly Dictionary<ulong, Page> pages = [];
+    private readonly OrderedLock sync = new(LockRank.Arena);
+    private readonly Dictionary<ulong, Page> pages = []; // Under sync.
 
     /// <summary>Pages of memory in use.</summary>
-    internal int PagesInUse => pages.Count;
+    internal int PagesInUse
+    {
+        get
+        {
+            using (sync.Enter())
+            {
+                return pages.Count;
+            }
+        }
+    }
 
     /// <summary>Reserves memory for an implant.</summary>
     /// <param name="origin">Address that the jump's displacement counts from: the end of the jump.</param>
@@ -25,25 +36,28 @@ internal sealed class Arena(MappedMemory monitor)
     /// <returns>Whether there is room.</returns>
     internal bool TryReserve(ulong origin, DisplacementConstraint constraint, int length, out ulong address)
     {
-        foreach ((ulong start, Page page) in pages)
+        using (sync.Enter())
         {
-            if (page.Free >= length && constraint.AllowsPage(start - origin) && TryReserveIn(page, start, origin, constraint, length, out address))
+            foreach ((ulong start, Page page) in pages)
             {
-                return true;
-            }
-        }
-
-        foreach (ulong start in constraint.Pages(origin, MachineLayout.ArenaBase, MachineLayout.ArenaSize))
-        {
-            if (pages.Count == MachineLayout.ArenaFrames)
-            {
-                break;
+                if (page.Free >= length && constraint.AllowsPage(start - origin) && TryReserveIn(page, start, origin, constraint, length, out address))
+                {
+                    return true;
+                }
             }
 
-            if (!pages.ContainsKey(start)
-                && TryReserveIn(new Page(pages.Count), start, origin, constraint, length, out address))
+            foreach (ulong start in constraint.Pages(origin, MachineLayout.ArenaBase, MachineLayout.ArenaSize))
             {
-                return true;
+                if (pages.Count == MachineLayout.ArenaFrames)
+                {
+                    break;
+                }
+
+                if (!pages.ContainsKey(start)
+                    && TryReserveIn(new Page(pages.Count), start, origin, constraint, length, out address))
+                {
+                    return true;
+                }
             }
         }
 
@@ -55,17 +69,22 @@ internal sealed class Arena(MappedMemory monitor)
     internal void Place(ulong address, int length)
     {
         ulong start = address & ~Paging.PageOffsetMask;
-        Page page = pages.GetValueOrDefault(start) ?? new Page(pages.Count);
-        page.Take((int)(address - start), length);
-        Map(start, page);
+        using (sync.Enter())
+        {
+            Page page = pages.GetValueOrDefault(start) ?? new Page(pages.Count);
+            page.Take((int)(address - start), length);
+            Map(start, page);
+        }
     }
 
     /// <summary>Writes an implant to memory that was reserved for it.</summary>
     internal void Write(ulong address, ReadOnlySpan<byte> code)
     {
         ulong start = address & ~Paging.PageOffsetMask;
-        Page page = pages[start];
-        code.CopyTo(monitor.Slice(FrameOffset(page.Frame) + (address - start), code.Length));
+        using (sync.Enter())
+        {
+            code.CopyTo(monitor.Slice(FrameOffset(pages[start].Frame) + (address - start), code.Length));
+        }
     }
 
     private bool TryReserveIn(

@@ -1,4 +1,5 @@
 using System.Collections.Immutable;
+using Dmp.Kvm.Locking;
 using Dmp.Kvm.Memory;
 
 namespace Dmp.Kvm.Patching;
@@ -12,7 +13,7 @@ internal sealed class ImplantMap
     private const int FilterBits = 1 << 16;
     private const int BitsPerWord = 64;
 
-    private readonly Lock sync = new();
+    private readonly OrderedLock sync = new(LockRank.ImplantMap);
 
     // One bit for each hash of an address inside a window: most entries into guest code need nothing but this. Bits are only ever set:
     // while the vCPUs are paused, or in a scan. A vCPU comes to a page that another has scanned by asking CodePages, under whose lock
@@ -31,7 +32,7 @@ internal sealed class ImplantMap
     /// <summary>Adds an implant, before any guest code leads to it.</summary>
     internal void Add(EncodedImplant implant)
     {
-        lock (sync)
+        using (sync.Enter())
         {
             int index = LastAtOrBelow(implants, implant.Address) + 1;
             Volatile.Write(ref implants, [.. implants[..index], implant, .. implants[index..]]);
@@ -41,7 +42,7 @@ internal sealed class ImplantMap
     /// <summary>A window is in force: the addresses inside it lead into the implant.</summary>
     internal void Open(ulong window, EncodedImplant implant, ulong end)
     {
-        lock (sync)
+        using (sync.Enter())
         {
             foreach (ImplantAddress point in implant.Points)
             {
@@ -58,7 +59,7 @@ internal sealed class ImplantMap
     /// <summary>A window is the guest's own again.</summary>
     internal void Close(ulong window, ulong end)
     {
-        lock (sync)
+        using (sync.Enter())
         {
             for (ulong address = window + 1; address < end; address++)
             {
@@ -76,7 +77,7 @@ internal sealed class ImplantMap
             return guestAddress;
         }
 
-        lock (sync)
+        using (sync.Enter())
         {
             return entries.GetValueOrDefault(guestAddress, guestAddress);
         }

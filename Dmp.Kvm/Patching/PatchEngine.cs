@@ -2,6 +2,7 @@ using System.Collections.Immutable;
 using Dmp.Kvm.CodeScan;
 using Dmp.Kvm.Cpu;
 using Dmp.Kvm.Interop;
+using Dmp.Kvm.Locking;
 using Dmp.Kvm.Memory;
 using Iced.Intel;
 
@@ -13,10 +14,9 @@ namespace Dmp.Kvm.Patching;
 /// are still the same; no vCPU enters the page in between, so that needs no quiescence. One that stands in an
 /// implant goes on there, as it would with code that it had fetched before: implants stay where they are.
 /// </summary>
-/// <remarks>Lock order: <see cref="CodePages"/>, then this, then the map's.</remarks>
 internal sealed class PatchEngine : IPatchEngine, IPagePatches
 {
-    private readonly Lock sync = new();
+    private readonly OrderedLock sync = new(LockRank.PatchEngine);
     private readonly CodePages code;
     private readonly IGuestText text;
     private readonly TemplateSet templates;
@@ -64,32 +64,30 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
     public PreparedPatch? Prepare(PatchPlan plan, out string reason)
     {
         ArgumentNullException.ThrowIfNull(plan);
-        lock (sync)
+        Patch? patch;
+        using (sync.Enter())
         {
-            List<Patch> page = PatchesOf(plan.Window);
-            Patch? patch = null;
-            foreach (Patch other in page)
+            if (IsInTheWay(plan, out reason))
             {
-                if (other.Plan.IsSamePatch(plan))
-                {
-                    patch = other;
-                }
-                else if (other.State is PatchState.InForce or PatchState.Prepared && Overlaps(other.Plan, plan))
-                {
-                    reason = $"it overlaps the patch at 0x{other.Plan.Window:x}";
-                    return null;
-                }
+                return null;
             }
 
-            if (patch is null)
-            {
-                patch = Build(plan, out reason);
-                if (patch is null)
-                {
-                    return null;
-                }
+            patch = Find(plan);
+        }
 
-                page.Add(patch);
+        patch ??= Build(plan, out reason);
+        if (patch is null)
+        {
+            return null;
+        }
+
+        using (sync.Enter())
+        {
+            // Meanwhile a page may have got a patch back. The implant stays for the next time.
+            patch = FindOrAdd(patch);
+            if (IsInTheWay(plan, out reason))
+            {
+                return null;
             }
 
             if (patch.State != PatchState.InForce)
@@ -97,7 +95,6 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
                 patch.State = PatchState.Prepared;
             }
 
-            reason = "";
             return patch.Prepared;
         }
     }
@@ -110,7 +107,7 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
         bool applied = false;
         code.Locked(() =>
         {
-            lock (sync)
+            using (sync.Enter())
             {
                 List<Patch> page = PatchesOf(patch.Plan.Window);
                 if (page.Find(other => other.Prepared == patch) is { } known)
@@ -131,7 +128,7 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
     public void Discard(PreparedPatch patch)
     {
         ArgumentNullException.ThrowIfNull(patch);
-        lock (sync)
+        using (sync.Enter())
         {
             if (PatchesOf(patch.Plan.Window).Find(other => other.Prepared == patch) is { State: PatchState.Prepared } known)
             {
@@ -147,7 +144,7 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
         bool found = false;
         code.Locked(() =>
         {
-            lock (sync)
+            using (sync.Enter())
             {
                 List<Patch> page = PatchesOf(window);
                 foreach (Patch patch in page.Where(patch => patch.Plan.Window == window).ToArray())
@@ -168,24 +165,18 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
     public void Replay(IReadOnlyList<PatchPlan> plans)
     {
         ArgumentNullException.ThrowIfNull(plans);
-        lock (sync)
+        foreach (PatchPlan plan in plans)
         {
-            foreach (PatchPlan plan in plans)
+            Patch? patch = Build(plan, out string reason);
+            using (sync.Enter())
             {
-                List<Patch> page = PatchesOf(plan.Window);
-                if (page.Exists(other => other.Plan.IsSamePatch(plan)))
-                {
-                    continue;
-                }
-
-                if (Build(plan, out string reason) is { } patch)
-                {
-                    patch.State = PatchState.Replayed;
-                    page.Add(patch);
-                }
-                else
+                if (patch is null)
                 {
                     notices.Add(new PatchNotice(plan, PatchNoticeKind.Mismatched, reason));
+                }
+                else if (FindOrAdd(patch) == patch)
+                {
+                    patch.State = PatchState.Replayed;
                 }
             }
         }
@@ -194,7 +185,7 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
     /// <inheritdoc/>
     public ImmutableArray<PatchPlan> Unused()
     {
-        lock (sync)
+        using (sync.Enter())
         {
             return [.. pages.Values.SelectMany(page => page).Where(patch => patch.State == PatchState.Replayed).Select(patch => patch.Plan)];
         }
@@ -203,7 +194,7 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
     /// <inheritdoc/>
     public ImmutableArray<PatchPlan> InForce()
     {
-        lock (sync)
+        using (sync.Enter())
         {
             return [.. pages.Values.SelectMany(page => page).Where(patch => patch.State == PatchState.InForce).Select(patch => patch.Plan)];
         }
@@ -214,7 +205,7 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
     {
         ArgumentNullException.ThrowIfNull(notices);
         notices.Clear();
-        lock (sync)
+        using (sync.Enter())
         {
             notices.AddRange(this.notices);
             this.notices.Clear();
@@ -227,7 +218,7 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
         ImmutableArray<string>.Builder differences = ImmutableArray.CreateBuilder<string>();
         code.Locked(() =>
         {
-            lock (sync)
+            using (sync.Enter())
             {
                 foreach (Patch patch in pages.Values.SelectMany(page => page).Where(patch => patch.State == PatchState.InForce))
                 {
@@ -250,9 +241,9 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
         ArgumentNullException.ThrowIfNull(plan);
         ImmutableArray<Instruction> window = WindowInstructions(plan);
         EncodedImplant? implant;
-        lock (sync)
+        using (sync.Enter())
         {
-            implant = PatchesOf(plan.Window).Find(patch => patch.Plan.IsSamePatch(plan))?.Implant;
+            implant = Find(plan)?.Implant;
         }
 
         implant ??= ImplantEncoder.Encode(window, templates, MachineLayout.ArenaBase, out _);
@@ -264,7 +255,7 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
     /// <inheritdoc/>
     public void Scanned(ulong page)
     {
-        lock (sync)
+        using (sync.Enter())
         {
             List<Patch> candidates = PatchesOf(page);
             for (int index = candidates.Count - 1; index >= 0; index--)
@@ -296,7 +287,7 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
     /// <inheritdoc/>
     public void Released(ulong page)
     {
-        lock (sync)
+        using (sync.Enter())
         {
             foreach (Patch patch in PatchesOf(page))
             {
@@ -323,6 +314,27 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
         return patches;
     }
 
+    private Patch? Find(PatchPlan plan) => PatchesOf(plan.Window).Find(patch => patch.Plan.IsSamePatch(plan));
+
+    private Patch FindOrAdd(Patch patch)
+    {
+        if (Find(patch.Plan) is { } known)
+        {
+            return known;
+        }
+
+        PatchesOf(patch.Plan.Window).Add(patch);
+        return patch;
+    }
+
+    private bool IsInTheWay(PatchPlan plan, out string reason)
+    {
+        Patch? other = PatchesOf(plan.Window).Find(patch =>
+            patch.State is PatchState.InForce or PatchState.Prepared && !patch.Plan.IsSamePatch(plan) && Overlaps(patch.Plan, plan));
+        reason = other is null ? "" : $"it overlaps the patch at 0x{other.Plan.Window:x}";
+        return other is not null;
+    }
+
     private void Withdraw(Patch patch)
     {
         Map.Close(patch.Plan.Window, patch.End);
@@ -335,7 +347,7 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
 
     private bool IsReserved(ulong address)
     {
-        lock (sync)
+        using (sync.Enter())
         {
             return PatchesOf(address).Exists(patch =>
                 patch.State == PatchState.InForce && Covers(patch.Plan, address, ImplantEncoder.JumpLength));
@@ -354,6 +366,7 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
     private static bool Overlap(ulong one, int length, ulong other, int otherLength) =>
         one < other + (ulong)otherLength && other < one + (ulong)length;
 
+    /// <summary>Encodes an implant. That takes its time: not under the lock, which a scan needs, and a vCPU waits for scans.</summary>
     private Patch? Build(PatchPlan plan, out string reason)
     {
         ImmutableArray<Instruction> window = WindowInstructions(plan);
@@ -493,11 +506,11 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
 
     private enum PatchState
     {
-        /// <summary>The implant is there; nothing leads to it.</summary>
-        Prepared,
-
-        /// <summary>As prepared, but nothing is to lead to it for now.</summary>
+        /// <summary>The implant is there; nothing is to lead to it for now.</summary>
         Spare,
+
+        /// <summary>The implant is there, and something is about to lead to it.</summary>
+        Prepared,
 
         /// <summary>Of an earlier run; its page did not run yet, or other bytes stand there still.</summary>
         Replayed,
