@@ -68,6 +68,12 @@ public sealed record ControlSettings
     /// <summary>How long the vCPUs may take to stop for a patch transaction.</summary>
     public required TimeSpan QuiesceTimeout { get; init; }
 
+    /// <summary>How long no hot site is looked at after a transaction that was given up; doubles until one is committed.</summary>
+    public required TimeSpan FirstRest { get; init; }
+
+    /// <summary>Limit of that.</summary>
+    public required TimeSpan LongestRest { get; init; }
+
     /// <summary>Settings of the patch journal.</summary>
     public required JournalSettings Journal { get; init; }
 
@@ -134,6 +140,8 @@ public sealed record ControlSettings
             ChurnInterval = Time(config, "dmp.patching.churn-interval", orZero: true),
             ReplayWait = Time(config, "dmp.patching.replay-wait"),
             QuiesceTimeout = Time(config, "dmp.patching.quiesce-timeout"),
+            FirstRest = Time(config, "dmp.patching.first-rest"),
+            LongestRest = Time(config, "dmp.patching.longest-rest"),
             Journal = new JournalSettings
             {
                 Connection = Read(config, "dmp.journal.connection", () => config.GetString("dmp.journal.connection"), "a text"),

@@ -15,7 +15,8 @@ namespace Dmp.Actors.Planning;
 /// </summary>
 /// <remarks>
 /// Without a durable intent nothing is applied: while the journal is unavailable, hot sites are dropped, and come back as hot as they are
-/// when it is available again. What must survive a restart of this actor lies in the <see cref="PatchBook"/> that it is lent.
+/// when it is available again; so they are for a while after a transaction that was given up, longer each time, because a world that does not
+/// stop in time has better things to do. What must survive a restart of this actor lies in the <see cref="PatchBook"/> that it is lent.
 /// </remarks>
 public sealed class PatchPlanner : ReceiveActor, IWithTimers
 {
@@ -34,6 +35,8 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
 
     private static long lastRequestId;
     private bool journalAvailable;
+    private TimeSpan rest;
+    private bool resting;
     private TimeSpan at;
     private (Stop Request, IActorRef From)? stop;
 
@@ -53,6 +56,7 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
         Receive<HotSitesDetected>(OnHotSites);
         Receive<NoticeTick>(_ => TakeNotices());
         Receive<ChurnTick>(_ => Churn());
+        Receive<RestOver>(_ => resting = false);
         Receive<SetPatching>(set =>
         {
             if (stop is not null)
@@ -206,7 +210,7 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
             return;
         }
 
-        if (!journalAvailable || !memory.Enabled)
+        if (!journalAvailable || !memory.Enabled || resting)
         {
             hot.Clear();
             return;
@@ -316,6 +320,7 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
 
     private void OnCommitted(QuiesceProtocol.Committed committed)
     {
+        rest = TimeSpan.Zero;
         foreach (PatchPlan plan in committed.Applied)
         {
             book.Apply(plan);
@@ -376,11 +381,21 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
         }
 
         log.Info("a patch transaction was given up: {0}", aborted.Reason);
+        Rest();
         if (memory.Current is { } transaction && transaction.Id == aborted.RequestId)
         {
             transaction.Answer?.From.Tell(new Refused(transaction.Answer.Value.Request.RequestId, aborted.Reason));
             End();
         }
+    }
+
+    /// <summary>Takes no hot sites for a while, twice as long as the last time if nothing was committed since.</summary>
+    private void Rest()
+    {
+        TimeSpan doubled = 2 * rest;
+        rest = rest == TimeSpan.Zero ? settings.FirstRest : doubled < settings.LongestRest ? doubled : settings.LongestRest;
+        resting = true;
+        Timers.StartSingleTimer(nameof(RestOver), RestOver.Instance, rest);
     }
 
     private void End()
@@ -488,6 +503,11 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
     private sealed class NoticeTick
     {
         public static readonly NoticeTick Instance = new();
+    }
+
+    private sealed class RestOver
+    {
+        public static readonly RestOver Instance = new();
     }
 
     private sealed class ChurnTick

@@ -25,6 +25,7 @@ public enum QuiescePhase
 /// <param name="Standing">vCPUs that stand in this epoch.</param>
 /// <param name="Current">What the epoch is for.</param>
 /// <param name="Waiting">What the next epochs are for.</param>
+/// <param name="Over">Whether a vCPU was found that cannot run any more: the machine comes to its end.</param>
 public sealed record QuiesceState(
     ImmutableSortedSet<int> Vcpus,
     QuiescePhase Phase,
@@ -32,7 +33,8 @@ public sealed record QuiesceState(
     ImmutableSortedSet<int> Awaited,
     ImmutableSortedSet<int> Standing,
     Commit? Current,
-    ImmutableQueue<Commit> Waiting)
+    ImmutableQueue<Commit> Waiting,
+    bool Over = false)
 {
     /// <summary>The state the coordinator begins in.</summary>
     /// <param name="vcpus">All vCPUs.</param>
@@ -115,7 +117,8 @@ public sealed record QuiesceTransition(QuiesceState State, ImmutableList<Quiesce
 
 /// <summary>
 /// The quiesce protocol as a pure function. Guest code is written only while every vCPU stands in this very epoch; when an epoch ends,
-/// whatever ends it, every vCPU that stood for it is let go, also one that stands only afterwards.
+/// whatever ends it, every vCPU that stood for it is let go, also one that stands only afterwards. Only where a vCPU cannot run any more the
+/// others stay as they are: the supervisor, who ends the machine then, may hear of it later than the coordinator.
 /// </summary>
 public static class QuiesceStateMachine
 {
@@ -130,24 +133,27 @@ public static class QuiesceStateMachine
             QuiesceEvent.Asked asked => OnAsked(state, asked.Commit),
             QuiesceEvent.Stood stood => OnStood(state, stood.Epoch, stood.Vcpu),
             QuiesceEvent.Declined declined when IsStopping(state, declined.Epoch) && state.Awaited.Contains(declined.Vcpu) =>
-                Abort(state, $"vCPU {declined.Vcpu} cannot be stopped: {declined.Reason}"),
+                GiveUp(state, $"vCPU {declined.Vcpu} cannot be stopped: {declined.Reason}"),
             QuiesceEvent.TimedOut timedOut when IsStopping(state, timedOut.Epoch) =>
-                Abort(state, $"vCPU {string.Join(", ", state.Awaited)} did not stop in time"),
+                End(state, Aborted(state.Current!, $"vCPU {string.Join(", ", state.Awaited)} did not stop in time")),
             QuiesceEvent.Wrote wrote when IsWriting(state, wrote.Result.Epoch) => End(
                 state,
                 new Committed(
                     state.Current!.RequestId, state.Current.Transaction, wrote.Result.Applied, wrote.Result.Failed, wrote.Result.Reverted)),
             QuiesceEvent.WriterFailed failed when IsWriting(state, failed.Failure.Epoch) =>
-                End(state, Aborted(state, $"the writer failed: {failed.Failure.Reason}") with { Reverted = failed.Failure.Reverted }),
+                End(state, Aborted(state.Current!, $"the writer failed: {failed.Failure.Reason}") with { Reverted = failed.Failure.Reverted }),
 
             // Of an epoch that is over.
             _ => new QuiesceTransition(state, []),
         };
     }
 
-    private static QuiesceTransition OnAsked(QuiesceState state, Commit commit) => state.Phase == QuiescePhase.Idle
-        ? Begin(state, commit)
-        : new QuiesceTransition(state with { Waiting = state.Waiting.Enqueue(commit) }, []);
+    private static QuiesceTransition OnAsked(QuiesceState state, Commit commit) => state switch
+    {
+        { Over: true } => new QuiesceTransition(state, [new QuiesceEffect.Answer(Aborted(commit, "a vCPU does not run any more"))]),
+        { Phase: QuiescePhase.Idle } => Begin(state, commit),
+        _ => new QuiesceTransition(state with { Waiting = state.Waiting.Enqueue(commit) }, []),
+    };
 
     private static QuiesceTransition Begin(QuiesceState state, Commit commit)
     {
@@ -169,7 +175,7 @@ public static class QuiesceStateMachine
         if (!IsStopping(state, epoch) || !state.Awaited.Contains(vcpu))
         {
             // Too late. While a later epoch is under way, the same vCPU was asked again, and is let go when that ends.
-            return new QuiesceTransition(state, state.Phase == QuiescePhase.Idle ? [new QuiesceEffect.Release(epoch, vcpu)] : []);
+            return new QuiesceTransition(state, state is { Phase: QuiescePhase.Idle, Over: false } ? [new QuiesceEffect.Release(epoch, vcpu)] : []);
         }
 
         QuiesceState stood = state with { Awaited = state.Awaited.Remove(vcpu), Standing = state.Standing.Add(vcpu) };
@@ -186,10 +192,19 @@ public static class QuiesceStateMachine
             ]);
     }
 
-    private static QuiesceTransition Abort(QuiesceState state, string reason) =>
-        End(state, Aborted(state, reason));
+    private static Aborted Aborted(Commit commit, string reason) => new(commit.RequestId, commit, reason);
 
-    private static Aborted Aborted(QuiesceState state, string reason) => new(state.Current!.RequestId, state.Current, reason);
+    /// <summary>The last epoch: a vCPU cannot run any more.</summary>
+    private static QuiesceTransition GiveUp(QuiesceState state, string reason) => new(
+        state with
+        {
+            Phase = QuiescePhase.Idle, Awaited = [], Standing = [], Current = null, Waiting = ImmutableQueue<Commit>.Empty, Over = true,
+        },
+        [
+            new QuiesceEffect.CancelTimer(),
+            new QuiesceEffect.Answer(Aborted(state.Current!, reason)),
+            .. state.Waiting.Select(commit => new QuiesceEffect.Answer(Aborted(commit, reason))),
+        ]);
 
     private static QuiesceTransition End(QuiesceState state, object answer)
     {

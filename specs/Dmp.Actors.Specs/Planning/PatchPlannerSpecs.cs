@@ -100,8 +100,65 @@ public sealed class PatchPlannerSpecs : TestKit
         Assert.Equal((1, 0), (book.Aborted, book.Applied));
 
         // As hot as it is, it comes again.
+        Time.Advance(Settings.Shipped.FirstRest);
         Heat(0x100);
         Assert.Single((await IntendAsync()).Patches);
+    }
+
+    [Fact(DisplayName = "After a transaction that is given up hot sites wait, twice as long after each, until one is committed")]
+    public async Task Rests()
+    {
+        TimeSpan first = Settings.Shipped.FirstRest;
+        await OpenAsync();
+        foreach (TimeSpan rest in (TimeSpan[])[first, 2 * first, 4 * first])
+        {
+            await GiveUpAsync();
+            Time.Advance(rest - TimeSpan.FromMilliseconds(1));
+            Heat(0x100);
+            await SettleAsync();
+            Assert.False(journal.HasMessages);
+            Time.Advance(TimeSpan.FromMilliseconds(1));
+        }
+
+        Heat(0x100);
+        Committed(await CommitAsync(await IntendAsync()));
+        await CompleteAsync();
+        await journal.ExpectMsgAsync<JournalProtocol.Record>(Limit);
+        Heat(0x200);
+        await GiveUpAsync(await IntendAsync());
+        Time.Advance(first);
+        Heat(0x200);
+        Assert.Single((await IntendAsync()).Patches);
+
+        async Task GiveUpAsync(JournalProtocol.Intend? intend = null)
+        {
+            if (intend is null)
+            {
+                Heat(0x100);
+                intend = await IntendAsync();
+            }
+
+            QuiesceProtocol.Commit commit = await CommitAsync(intend);
+            planner.Tell(new QuiesceProtocol.Aborted(commit.RequestId, commit, "vCPU 1 did not stop in time"), coordinator);
+            await CompleteAsync();
+            await SettleAsync();
+        }
+    }
+
+    [Fact(DisplayName = "Nothing rests for ever: the pauses after transactions that are given up have a limit")]
+    public async Task Rests_at_most()
+    {
+        await OpenAsync();
+        for (int round = 0; round < 20; round++)
+        {
+            Heat(0x100);
+            QuiesceProtocol.Commit commit = await CommitAsync(await IntendAsync());
+            planner.Tell(new QuiesceProtocol.Aborted(commit.RequestId, commit, "vCPU 1 did not stop in time"), coordinator);
+            await CompleteAsync();
+            await SettleAsync();
+            Time.Advance(Settings.Shipped.LongestRest);
+            await SettleAsync();
+        }
     }
 
     [Fact(DisplayName = "Patches of a transaction that is given up are in nobody's way: the engine is told")]
@@ -115,6 +172,7 @@ public sealed class PatchPlannerSpecs : TestKit
         await SettleAsync();
         Assert.Equal([FakePatchEngine.Base + 0x100], engine.Discarded);
 
+        Time.Advance(Settings.Shipped.FirstRest);
         Heat(0x200);
         JournalProtocol.Intend intend = await IntendAsync();
         planner.Tell(new JournalProtocol.JournalFailed(intend.RequestId, "the disk is full"), journal);

@@ -70,14 +70,21 @@ public sealed class QuiesceCoordinatorSpecs : TestKit
         Assert.False(writer.HasMessages);
     }
 
-    [Fact(DisplayName = "A vCPU that cannot be stopped costs the transaction at once")]
+    [Fact(DisplayName = "A vCPU that cannot run any more costs the transaction and those behind it at once, and no other vCPU goes on")]
     public async Task Declined()
     {
         coordinator.Tell(Ask(1, 0x100), TestActor);
-        long epoch = await StandAsync(0, 1);
+        coordinator.Tell(Ask(2, 0x200), TestActor);
+        long epoch = await StandAsync(0);
         coordinator.Tell(new VcpuProtocol.Refused(epoch, 2, VcpuPhase.Crashed, "it crashed and does not run"), vcpus[2]);
         Assert.Contains("it crashed", (await ExpectMsgAsync<Aborted>(Limit)).Reason, StringComparison.Ordinal);
-        await ResumedAsync(0, 1);
+        Assert.Equal(2, (await ExpectMsgAsync<Aborted>(Limit)).RequestId);
+
+        await vcpus[1].ExpectMsgAsync<VcpuProtocol.Pause>(Limit);
+        coordinator.Tell(new VcpuProtocol.Paused(epoch, 1), vcpus[1]);
+        coordinator.Tell(Ask(3, 0x300), TestActor);
+        Assert.Equal(3, (await ExpectMsgAsync<Aborted>(Limit)).RequestId);
+        Assert.False(vcpus[0].HasMessages || vcpus[1].HasMessages);
     }
 
     [Fact(DisplayName = "A transaction that comes during another waits for its turn, and has an epoch of its own")]

@@ -89,7 +89,7 @@ internal sealed record QuiesceWorld
             var key = new StringBuilder();
             key.Append((int)Quiesce.Phase).Append(TimerRuns ? 't' : '-').Append(WriterWrites ? 'w' : '-')
                 .Append(CommitsLeft).Append(FailuresLeft).Append(PausesLeft).Append(ShutdownLeft ? 's' : '-')
-                .Append((int)Pauser.Phase).Append('c').Append(Quiesce.Current?.RequestId ?? 0);
+                .Append((int)Pauser.Phase).Append('c').Append(Quiesce.Current?.RequestId ?? 0).Append(Quiesce.Over ? 'o' : '-');
             foreach (QuiesceProtocol.Commit commit in Quiesce.Waiting)
             {
                 key.Append(',').Append(commit.RequestId);
@@ -208,11 +208,9 @@ internal sealed record QuiesceWorld
             case Happening.VcpuStands:
                 return With(vcpu, Sides[vcpu].Take(new VcpuProtocol.RunReturned(new VcpuStop.Paused()), User));
             case Happening.VcpuCrashes:
-                return (this with { FailuresLeft = FailuresLeft - 1 })
-                    .With(vcpu, Sides[vcpu].Take(new VcpuProtocol.RunThrew(new InvalidOperationException("bug")), User));
+                return Fail().With(vcpu, Sides[vcpu].Take(new VcpuProtocol.RunThrew(new InvalidOperationException("bug")), User));
             case Happening.VcpuEnds:
-                return (this with { FailuresLeft = FailuresLeft - 1 })
-                    .With(vcpu, Sides[vcpu].Take(new VcpuProtocol.RunReturned(new VcpuStop.PoweredOff()), User));
+                return Fail().With(vcpu, Sides[vcpu].Take(new VcpuProtocol.RunReturned(new VcpuStop.PoweredOff()), User));
             case Happening.CoordinatorTakes:
                 object word = Sides[vcpu].ToCoordinator[0];
                 return With(vcpu, Sides[vcpu] with { ToCoordinator = Sides[vcpu].ToCoordinator.RemoveAt(0) }).Happen(
@@ -224,6 +222,10 @@ internal sealed record QuiesceWorld
                 return With(vcpu, Sides[vcpu] with { ToUser = Sides[vcpu].ToUser.RemoveAt(0) }).UserTakes(vcpu, answer);
         }
     }
+
+    /// <summary>The supervisor ends the machine when it hears of that, sooner or later.</summary>
+    private QuiesceWorld Fail() =>
+        this with { FailuresLeft = FailuresLeft - 1, ShutdownLeft = Pauser.Phase != UserPhase.Ending };
 
     private IEnumerable<Happening> StepsOf(Side side)
     {
@@ -270,7 +272,7 @@ internal sealed record QuiesceWorld
             {
                 QuiesceEffect.Stop stop when stop.Epoch == epoch =>
                     world.Send(stop.Vcpu, new VcpuProtocol.Pause(stop.Epoch), Coordinator),
-                QuiesceEffect.Release release => world.Send(release.Vcpu, new VcpuProtocol.Resume(release.Epoch), Coordinator),
+                QuiesceEffect.Release release when !transition.State.Over => world.Send(release.Vcpu, new VcpuProtocol.Resume(release.Epoch), Coordinator),
                 QuiesceEffect.StartTimer start when start.Epoch == epoch => world with { TimerRuns = true },
                 QuiesceEffect.CancelTimer => world with { TimerRuns = false },
                 QuiesceEffect.Begin begin when begin.Write.Epoch == epoch => world with { WriterWrites = true },

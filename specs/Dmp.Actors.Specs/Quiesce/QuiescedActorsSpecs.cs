@@ -16,9 +16,9 @@ public sealed class QuiescedActorsSpecs : TestKit
     {
     }
 
-    [Theory(DisplayName = "The actors send in every order of events what their state machines say, and nothing else; all vCPUs go on")]
+    [Theory(DisplayName = "The actors send in every order of events what their state machines say, and nothing else")]
     [InlineData(3, 1, 0, 0, int.MaxValue)]
-    [InlineData(3, 1, 1, 0, int.MaxValue)]
+    [InlineData(3, 1, 1, 0, 500)]
     [InlineData(3, 2, 1, 0, 200)]
     [InlineData(3, 1, 1, 1, 200)]
     [InlineData(2, 2, 1, 1, 200)]
