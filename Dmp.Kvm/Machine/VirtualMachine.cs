@@ -61,6 +61,13 @@ public sealed class VirtualMachine : IMachine, IMachineFacts
                     boot.KernelVirtualBase.Value)
                 : null;
             bool startsUp = configuration.Cpus > 1 || boot.Mode == BootMode.ProtectedMode;
+            if (startsUp && !StartUpProbe.Works(kvm))
+            {
+                throw new HostUnsupportedException(
+                    "This KVM does not run code on its way to 64-bit mode: a guest has one CPU here (--cpus 1), and a kernel that is entered "
+                    + "in 64-bit mode. See ./dmp probe.");
+            }
+
             shared = Share(configuration, kvm, memory, monitor, code) with
             {
                 KvmAnswersCpuid = startsUp || !substrate.UserCpuidIsHosts,

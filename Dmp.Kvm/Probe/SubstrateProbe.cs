@@ -12,7 +12,7 @@ public static class SubstrateProbe
     {
         using KvmSystem kvm = KvmSystem.Open();
         Substrate found = Substrate.Measure(kvm);
-        return new ProbeReport(Findings(found), Strategies(found));
+        return new ProbeReport([.. Findings(found), StartUp(StartUpProbe.Works(kvm))], Strategies(found));
     }
 
     /// <summary>The strategies that follow from what was measured.</summary>
@@ -43,6 +43,9 @@ public static class SubstrateProbe
         new("user_fsgsbase", found.UserFsGsBase ? "native" : "unavailable", "RDGSBASE and WRGSBASE at CPL 3: SWAPGS can be patched with them"),
         new("tsc_khz", Text($"{found.TscFrequency / 1000}"), "what the guest's clock counts with"),
     ];
+
+    private static ProbeFinding StartUp(bool works) => new(
+        "start_up", works ? "runs" : "fails", "real-mode code on its way to 64-bit mode, in single steps: it starts all vCPUs but the first");
 
     private static string Text(FormattableString text) => text.ToString(CultureInfo.InvariantCulture);
 }
