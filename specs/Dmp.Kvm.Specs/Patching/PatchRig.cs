@@ -13,7 +13,7 @@ namespace Dmp.Kvm.Specs.Patching;
 
 /// <summary>
 /// A machine on KVM whose only kernel code is what the spec writes to <see cref="Code"/>, within an implant's reach. It runs from any
-/// state until it comes to a mark: WBINVD, which traps and does nothing. Every exception handler and every interrupt handler is one.
+/// state until it comes to a mark: CLTS, which traps and changes nothing here. Every exception handler and every interrupt handler is one.
 /// </summary>
 internal sealed class PatchRig : IDisposable
 {
@@ -35,8 +35,8 @@ internal sealed class PatchRig : IDisposable
     internal const ushort KernelCode = 0x10;
     internal const ushort KernelData = 0x18;
 
-    /// <summary>WBINVD.</summary>
-    internal static readonly byte[] Mark = [0x0F, 0x09];
+    /// <summary>CLTS.</summary>
+    internal static readonly byte[] Mark = [0x0F, 0x06];
 
     private const ulong System = 0xFFFF_FFFF_8300_0000;
     private const ulong Idt = System + 0x1000;
@@ -127,10 +127,7 @@ internal sealed class PatchRig : IDisposable
     {
         Load(state);
         result = null;
-        VcpuStop stop = vcpu.Run();
-        Assert.True(stop is VcpuStop.Paused, stop.ToString());
-        Assert.NotNull(result);
-        return result;
+        return RunOn();
     }
 
     /// <summary>Runs from a state for as long as it goes.</summary>
@@ -139,6 +136,15 @@ internal sealed class PatchRig : IDisposable
         Load(state);
         result = null;
         return vcpu.Run();
+    }
+
+    /// <summary>Goes on after a pause to the first mark.</summary>
+    internal GuestResult RunOn()
+    {
+        VcpuStop stop = vcpu.Run();
+        Assert.True(stop is VcpuStop.Paused, stop.ToString());
+        Assert.NotNull(result);
+        return result;
     }
 
     /// <summary>Makes an interrupt pending.</summary>

@@ -6,8 +6,6 @@ namespace Dmp.Kvm.Specs.Patching;
 
 /// <summary>Faults of the guest in the middle of an implant.</summary>
 [Collection(KvmMachineCollection.Name)]
-// The emulated machine's processor executes WBINVD at CPL 3, where it should trap: the rig's marks are never seen there.
-[Trait("needs", "fast kvm")]
 public class TemplateFaultSpecs
 {
     private const ulong NonCanonical = 0x0001_2345_6789_0000;

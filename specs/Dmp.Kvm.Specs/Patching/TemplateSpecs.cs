@@ -8,8 +8,6 @@ namespace Dmp.Kvm.Specs.Patching;
 
 /// <summary>Each template against the emulated original, on the processor.</summary>
 [Collection(KvmMachineCollection.Name)]
-// The emulated machine's processor executes WBINVD at CPL 3, where it should trap: the rig's marks are never seen there.
-[Trait("needs", "fast kvm")]
 public class TemplateSpecs
 {
     private const int States = 2000;
