@@ -314,11 +314,7 @@ internal sealed class MemoryFaults
                 return;
             }
 
-            if (code.Contains(frame))
-            {
-                Release(frame);
-            }
-
+            Release(frame);
             if (code.TryFindFrame(page, out ulong old))
             {
                 // The guest runs other code at this address now.
