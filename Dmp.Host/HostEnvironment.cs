@@ -51,6 +51,9 @@ internal sealed record HostEnvironment
     /// <summary>Measures this host.</summary>
     public required Func<ProbeReport> Probe { get; init; }
 
+    /// <summary>Throws where no machine could run: before a verb prepares much for one.</summary>
+    public required Action RequireKvm { get; init; }
+
     /// <summary>The environment of this process.</summary>
     public static HostEnvironment Real()
     {
@@ -77,6 +80,7 @@ internal sealed record HostEnvironment
             GuestBuildPath = Path.Combine(root, "guest", "build"),
             CreateMachine = VirtualMachine.Create,
             Probe = SubstrateProbe.Run,
+            RequireKvm = SubstrateProbe.RequireKvm,
         };
     }
 

@@ -25,6 +25,8 @@ internal static class DemoVerb
 
     private static async Task<int> RunAsync(HostEnvironment host, string? reportPath)
     {
+        // Not after the download of a kernel.
+        host.RequireKvm();
         GuestImages images = await GuestBuild.RunAsync(host).ConfigureAwait(false);
         var plan = new RunPlan
         {

@@ -15,6 +15,13 @@ public static class SubstrateProbe
         return new ProbeReport([.. Findings(found), StartUp(StartUpProbe.Works(kvm))], Strategies(found));
     }
 
+    /// <summary>Opens /dev/kvm, and no more.</summary>
+    /// <exception cref="HostUnsupportedException">There is none, or none for this user.</exception>
+    public static void RequireKvm()
+    {
+        using KvmSystem kvm = KvmSystem.Open();
+    }
+
     /// <summary>The strategies that follow from what was measured.</summary>
     internal static IReadOnlyList<string> Strategies(Substrate found) =>
     [

@@ -1,3 +1,5 @@
+using Dmp.Kvm;
+
 namespace Dmp.Host.Specs;
 
 public class DemoVerbSpecs
@@ -37,6 +39,16 @@ public class DemoVerbSpecs
         Ran ran = await harness.RunAsync("demo");
         Assert.Equal(2, ran.ExitCode);
         Assert.Contains(said, ran.Error, StringComparison.Ordinal);
+    }
+
+    [Fact(DisplayName = "demo gets no guest where no machine could run it")]
+    public async Task No_kvm()
+    {
+        using var harness = new Harness { RequireKvm = () => throw new HostUnsupportedException("/dev/kvm does not exist") };
+        await WriteBuildAsync(harness, "echo fetching >&2\n");
+        Ran ran = await harness.RunAsync("demo");
+        Assert.Equal(3, ran.ExitCode);
+        Assert.Equal("dmp: /dev/kvm does not exist", ran.Error.Trim());
     }
 
     private static Task WriteBuildAsync(Harness harness, string script) => File.WriteAllTextAsync(harness.PathOf("build"), script);

@@ -29,6 +29,8 @@ internal sealed class Harness : IDisposable
 
     public Func<MachineConfiguration, IMachine> CreateMachine { get; init; } = _ => throw new InvalidOperationException("no machine");
 
+    public Action RequireKvm { get; init; } = () => { };
+
     public string PathOf(string name) => Path.Combine(Directory, name);
 
     public async Task<Ran> RunAsync(params string[] arguments)
@@ -48,6 +50,7 @@ internal sealed class Harness : IDisposable
             SettingsPath = SettingsPath,
             GuestBuildPath = PathOf("build"),
             CreateMachine = CreateMachine,
+            RequireKvm = RequireKvm,
             Probe = () => new ProbeReport([new ProbeFinding("cpl0", "emulated", "stubs stay short")], ["shadow writes in the VM"]),
         };
         int code = await CommandLine.InvokeAsync(arguments, host);
