@@ -27,6 +27,9 @@ public sealed record BootState
     /// </summary>
     public bool UnpacksItself { get; init; }
 
+    /// <summary>Whether local APICs begin in xAPIC mode, as on a board. Linux, by its own boot protocol, is given x2APIC at once.</summary>
+    public bool BeginsInXApicMode { get; init; }
+
     /// <summary>EAX in 32-bit mode.</summary>
     public uint Eax { get; init; }
 

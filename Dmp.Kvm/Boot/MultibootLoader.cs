@@ -45,6 +45,7 @@ internal static class MultibootLoader
         return KernelPlacement.StateOf(kernel) with
         {
             Mode = BootMode.ProtectedMode,
+            BeginsInXApicMode = true,
             Entry = new(kernel.Elf.Entry),
             Eax = LoaderMagic,
             Ebx = (uint)BootLayout.BootParameters.Value,

@@ -68,6 +68,15 @@ public sealed class Chipset
     /// <summary>The serial port of the console.</summary>
     public Uart16550 Uart { get; }
 
+    /// <summary>The local APICs begin in xAPIC mode. Before the first vCPU runs.</summary>
+    internal void BeginInXApicMode()
+    {
+        foreach (LocalApic apic in localApics)
+        {
+            apic.BeginInXApicMode();
+        }
+    }
+
     /// <summary>Offers implants what needs no exit. Before the first vCPU runs.</summary>
     internal void Offer(DevicePage page)
     {

@@ -273,6 +273,13 @@ public sealed class LocalApic : IMmioDevice
         }
     }
 
+    /// <summary>Begins in xAPIC mode, in which a processor is after its reset. Before the vCPU runs.</summary>
+    internal void BeginInXApicMode()
+    {
+        mode = ApicMode.XApic;
+        baseMsr &= ~(ulong)ApicBase.X2Apic;
+    }
+
     /// <summary>Writes IA32_APIC_BASE. The vCPU's thread.</summary>
     /// <returns>False where the manual says #GP: reserved bits, or a forbidden change of mode (SDM figure 11-27).</returns>
     public bool TryWriteBase(ulong value)

@@ -80,6 +80,11 @@ public sealed class VirtualMachine : IMachine, IMachineFacts
             }
 
             shared.Control.Attach(vcpus);
+            if (boot.BeginsInXApicMode)
+            {
+                shared.Chipset.BeginInXApicMode();
+            }
+
             if (patches is not null)
             {
                 shared.Chipset.Offer(new DevicePage(monitor));

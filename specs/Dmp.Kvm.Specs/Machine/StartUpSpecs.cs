@@ -266,15 +266,22 @@ public class StartUpSpecs
         Assert.Contains("0F0B", failed.State, StringComparison.Ordinal);
     }
 
-    [SkippableFact(DisplayName = "The APIC's MSRs are the model's before 64-bit mode, and an unknown MSR is a fault")]
+    [SkippableFact(DisplayName = "The APIC's registers and MSRs are the model's before 64-bit mode, and an unknown MSR is a fault")]
     public void ModelSpecificRegisters()
     {
         using VirtualMachine machine = TinyMultiboot.Load(a =>
         {
             const uint ApicBase = 0x1B;
             const uint X2ApicVersion = 0x803;
+            const int X2Apic = 1 << 10;
             const uint Unknown = 0x1234;
+
+            // In xAPIC mode first, with the version register in memory.
+            a.mov(ebp, Double(0xFEE0_0030));
             a.mov(ecx, ApicBase);
+            a.rdmsr();
+            a.or(eax, X2Apic);
+            a.wrmsr();
             a.rdmsr();
             a.mov(esi, eax);
             a.mov(ecx, X2ApicVersion);
@@ -288,6 +295,7 @@ public class StartUpSpecs
         _ = Assert.IsType<VcpuStop.GuestFailed>(machine.Vcpus[0].Run());
         Assert.Equal(machine.Shared.Chipset.LocalApics[0].Base, machine.Registers().Rsi);
         Assert.Equal(0x14UL, machine.Registers().Rdi & 0xFF);
+        Assert.Equal(machine.Registers().Rdi, machine.Registers().Rbp);
         Assert.Equal(1, machine.Shared.UnownedMsrs.Snapshot()[0x1234]);
     }
 
