@@ -19,6 +19,7 @@ public sealed class ExitAggregator : ReceiveActor, IWithTimers
     private readonly SiteSums sites;
     private IActorRef planner = ActorRefs.Nobody;
     private double? exitsPerSecond;
+    private long detected;
 
     /// <summary>Creates the actor; use <see cref="Props"/>.</summary>
     /// <param name="sampler">Reads the exit tables.</param>
@@ -90,6 +91,14 @@ public sealed class ExitAggregator : ReceiveActor, IWithTimers
 
     private void Detect()
     {
+        // Not for fewer exits than make one site hot: a guest that idles has thousands of sites, and none of them gets hotter.
+        long total = sampler.Total();
+        if (total - detected < settings.HotThreshold)
+        {
+            return;
+        }
+
+        detected = total;
         TimeSpan at = sampler.Now;
         ImmutableArray<HotSite> hot = hotSites.Sample(at, sites.Take(), settings.BatchLimit);
         if (!hot.IsEmpty)
