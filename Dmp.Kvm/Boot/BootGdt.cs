@@ -19,14 +19,18 @@ internal static class BootGdt
     /// <returns>Its limit.</returns>
     public static ushort Write(IGuestRam ram, BootMode mode)
     {
-        SegmentDescriptor code = Code | (mode == BootMode.LongMode ? SegmentDescriptor.Long : SegmentDescriptor.Big);
         const int size = BootLayout.DataSelector + sizeof(ulong);
         Span<byte> table = ram.Slice(BootLayout.Gdt, size);
         table.Clear();
-        BinaryPrimitives.WriteUInt64LittleEndian(table[BootLayout.CodeSelector..], (ulong)code);
+        BinaryPrimitives.WriteUInt64LittleEndian(table[BootLayout.CodeSelector..], CodeSegment(mode));
         BinaryPrimitives.WriteUInt64LittleEndian(table[BootLayout.DataSelector..], (ulong)Data);
         return size - 1;
     }
+
+    /// <summary>The descriptor of a flat code segment of ring 0.</summary>
+    /// <param name="mode">Its mode.</param>
+    internal static ulong CodeSegment(BootMode mode) =>
+        (ulong)(Code | (mode == BootMode.LongMode ? SegmentDescriptor.Long : SegmentDescriptor.Big));
 
     /// <summary>Bits of a code or data segment descriptor (AMD APM vol. 2, 4.7 and 4.8).</summary>
     [Flags]

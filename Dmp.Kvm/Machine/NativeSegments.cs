@@ -15,6 +15,28 @@ internal static class NativeSegments
     private const int RplMask = 3;
     private const uint LargestByteLimit = 0xF_FFFF;
 
+    /// <summary>Limit of TR and of the descriptor tables after reset.</summary>
+    internal const ushort LimitAfterReset = ushort.MaxValue;
+
+    /// <summary>What a reset leaves in TR and LDTR; nothing in the others.</summary>
+    internal static KvmSregs AfterReset(ulong apicBase) => new()
+    {
+        Tr = Task(CpuState.NullSelector, 0, LimitAfterReset), Ldt = LdtAfterReset(), ApicBase = apicBase,
+    };
+
+    /// <summary>All of them where a processor begins in real mode.</summary>
+    /// <param name="codeSelector">CS.</param>
+    /// <param name="apicBase">IA32_APIC_BASE, which KVM has among them.</param>
+    internal static KvmSregs RealMode(ushort codeSelector, ulong apicBase)
+    {
+        KvmSregs sregs = AfterReset(apicBase);
+        sregs.Cr0 = (ulong)Cr0.ExtensionType;
+        sregs.Cs = RealModeCode(codeSelector);
+        sregs.Ds = sregs.Es = sregs.Fs = sregs.Gs = sregs.Ss = RealModeData(CpuState.NullSelector);
+        sregs.Gdt = sregs.Idt = new KvmDescriptorTable { Limit = LimitAfterReset };
+        return sregs;
+    }
+
     /// <summary>What real mode makes of a selector in CS.</summary>
     internal static KvmSegment RealModeCode(ushort selector) => RealMode(selector, TypeCode);
 

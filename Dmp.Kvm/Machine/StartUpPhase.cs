@@ -44,7 +44,6 @@ internal enum StartUpResult
 internal sealed class StartUpPhase
 {
     private const Efer WritableEfer = Efer.SystemCall | Efer.LongModeEnable | Efer.NoExecuteEnable;
-    private const ushort LimitAfterReset = ushort.MaxValue;
     private const int SelectorOfPageShift = 8;
     private const int HltLength = 1;
 
@@ -121,8 +120,9 @@ internal sealed class StartUpPhase
 
     private ulong LinearRip => kvm.Sregs.Cs.Base + kvm.Regs.Rip;
 
-    private bool IsSixtyFourBit =>
-        ((Efer)kvm.Sregs.Efer & Efer.LongModeActive) != 0 && kvm.Sregs.Cs.L != 0 && kvm.Sregs.Cs.Dpl == 0;
+    /// <summary>Whether registers are those of 64-bit code of ring 0: what ends the phase.</summary>
+    internal static bool IsSixtyFourBit(in KvmSregs sregs) =>
+        ((Efer)sregs.Efer & Efer.LongModeActive) != 0 && sregs.Cs.L != 0 && sregs.Cs.Dpl == 0;
 
     /// <summary>
     /// A SIPI: the vCPU begins in real mode, at the beginning of a page. Also when it is in the middle of something; nothing of that is left.
@@ -139,11 +139,7 @@ internal sealed class StartUpPhase
         }
 
         ResetRegisters();
-        ref KvmSregs sregs = ref kvm.Sregs;
-        sregs.Cr0 = (ulong)Cr0.ExtensionType;
-        sregs.Cs = NativeSegments.RealModeCode((ushort)(vector << SelectorOfPageShift));
-        sregs.Ds = sregs.Es = sregs.Fs = sregs.Gs = sregs.Ss = NativeSegments.RealModeData(CpuState.NullSelector);
-        sregs.Gdt = sregs.Idt = new KvmDescriptorTable { Limit = LimitAfterReset };
+        kvm.Sregs = NativeSegments.RealMode((ushort)(vector << SelectorOfPageShift), kvm.Sregs.ApicBase);
         Enter();
     }
 
@@ -181,7 +177,7 @@ internal sealed class StartUpPhase
         sregs.Es = NativeSegments.Privileged(sregs.Es);
         sregs.Fs = NativeSegments.Privileged(sregs.Fs);
         sregs.Gs = NativeSegments.Privileged(sregs.Gs);
-        sregs.Tr = NativeSegments.Task(State.TaskSelector, State.TaskBase, State.TaskSelector == 0 ? LimitAfterReset : State.TaskLimit);
+        sregs.Tr = NativeSegments.Task(State.TaskSelector, State.TaskBase, State.TaskSelector == 0 ? NativeSegments.LimitAfterReset : State.TaskLimit);
         sregs.Ldt = NativeSegments.LdtAfterReset();
         sregs.Gdt = new KvmDescriptorTable { Base = State.GdtBase, Limit = State.GdtLimit };
         sregs.Idt = new KvmDescriptorTable { Base = State.IdtBase, Limit = State.IdtLimit };
@@ -315,13 +311,7 @@ internal sealed class StartUpPhase
     private void ResetRegisters()
     {
         const uint FamilyLeaf = 1;
-        ref KvmSregs sregs = ref kvm.Sregs;
-        sregs = new KvmSregs
-        {
-            Tr = NativeSegments.Task(CpuState.NullSelector, 0, LimitAfterReset),
-            Ldt = NativeSegments.LdtAfterReset(),
-            ApicBase = sregs.ApicBase,
-        };
+        kvm.Sregs = NativeSegments.AfterReset(kvm.Sregs.ApicBase);
         kvm.Regs = new KvmRegs
         {
             Rdx = context.Cpuid.Query(FamilyLeaf, 0, context.Index, State).Eax,
@@ -389,7 +379,7 @@ internal sealed class StartUpPhase
     private StartUpResult EndIfSixtyFourBit()
     {
         bool early = nativeUntil is { } kernel && LinearRip - kernel.Start >= kernel.Length;
-        if (!IsSixtyFourBit || early || kvm.HasPendingEvent())
+        if (!IsSixtyFourBit(kvm.Sregs) || early || kvm.HasPendingEvent())
         {
             return StartUpResult.Continue;
         }

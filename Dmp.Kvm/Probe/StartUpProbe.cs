@@ -1,3 +1,4 @@
+using Dmp.Kvm.Boot;
 using Dmp.Kvm.Cpu;
 using Dmp.Kvm.Interop;
 using Dmp.Kvm.Machine;
@@ -22,10 +23,9 @@ internal static class StartUpProbe
     private const byte DonePort = 0x80;
     private const ushort Code32 = 0x08;
     private const ushort Code64 = 0x10;
-    private const uint RealModeLimit = 0xFFFF;
     private const int StepLimit = 100;
 
-    private static readonly ulong[] Gdt = [0, 0x00CF_9B00_0000_FFFF, 0x00AF_9B00_0000_FFFF];
+    private static readonly ulong[] Gdt = [0, BootGdt.CodeSegment(BootMode.ProtectedMode), BootGdt.CodeSegment(BootMode.LongMode)];
 
     /// <summary>Tries it, in a VM of its own.</summary>
     internal static bool Works(KvmSystem kvm)
@@ -48,11 +48,12 @@ internal static class StartUpProbe
         vm.AddMemory(0, memory, 0, memory.Size);
         using KvmVcpu vcpu = vm.CreateVcpu(0);
         vcpu.SetCpuid(kvm.SupportedCpuid());
-        LoadRealMode(vcpu);
+        vcpu.Sregs = NativeSegments.RealMode(0, vcpu.Sregs.ApicBase);
+        vcpu.Regs = new KvmRegs { Rip = CodeAddress, Rflags = (ulong)Rflags.AlwaysOne };
 
         // The step is armed for the RIP that KVM knows.
         vcpu.Exchange(loadRegisters: true);
-        for (int step = 0; step < StepLimit && !IsSixtyFourBit(vcpu.Sregs); step++)
+        for (int step = 0; step < StepLimit && !StartUpPhase.IsSixtyFourBit(vcpu.Sregs); step++)
         {
             if (!vcpu.TryStep() || vcpu.Run(loadRegisters: false) is not (KvmExitReason.Debug or KvmExitReason.Interrupted))
             {
@@ -66,29 +67,11 @@ internal static class StartUpProbe
             KvmExitReason reason = vcpu.Run(loadRegisters: false);
             if (reason != KvmExitReason.Interrupted)
             {
-                return reason == KvmExitReason.Io && vcpu.Exit.IoPort == DonePort && IsSixtyFourBit(vcpu.Sregs);
+                return reason == KvmExitReason.Io && vcpu.Exit.IoPort == DonePort && StartUpPhase.IsSixtyFourBit(vcpu.Sregs);
             }
         }
 
         return false;
-    }
-
-    private static bool IsSixtyFourBit(in KvmSregs sregs) => ((Efer)sregs.Efer & Efer.LongModeActive) != 0 && sregs.Cs.L != 0;
-
-    private static void LoadRealMode(KvmVcpu vcpu)
-    {
-        ref KvmSregs sregs = ref vcpu.Sregs;
-        sregs = new KvmSregs
-        {
-            Cr0 = (ulong)Cr0.ExtensionType,
-            Cs = NativeSegments.RealModeCode(0),
-            Tr = NativeSegments.Task(CpuState.NullSelector, 0, RealModeLimit),
-            Ldt = NativeSegments.LdtAfterReset(),
-            ApicBase = sregs.ApicBase,
-        };
-        sregs.Ds = sregs.Es = sregs.Fs = sregs.Gs = sregs.Ss = NativeSegments.RealModeData(CpuState.NullSelector);
-        sregs.Gdt = sregs.Idt = new KvmDescriptorTable { Limit = (ushort)RealModeLimit };
-        vcpu.Regs = new KvmRegs { Rip = CodeAddress, Rflags = (ulong)Rflags.AlwaysOne };
     }
 
     private static void WriteTrampoline(MappedMemory memory)
