@@ -72,7 +72,7 @@ internal static class PatchDocuments
             Reason = Text(reason),
             Templates = [.. entry.Patch.Templates.Select(use => new TemplateSection(use.Name, use.Version))],
             Before = Lines(PatchDisassembly.Lines(plan.Window, plan.Original.AsSpan(), symbol)),
-            After = Lines(PatchDisassembly.Window(plan)),
+            After = Lines(PatchDisassembly.Window(plan, symbol)),
             SpringboardBefore = plan.Springboard is null ? null : Lines(PatchDisassembly.Padding(plan)),
             SpringboardAfter = plan.Springboard is null ? null : Lines(PatchDisassembly.Springboard(plan)),
             Implant = implant.IsEmpty

@@ -42,7 +42,7 @@ internal enum Replacement
 internal sealed class CodePages(GuestMemory memory)
 {
     /// <summary>HLT: the one-byte instruction that faults at CPL 3 whatever comes before or after it.</summary>
-    private const byte Trap = 0xF4;
+    internal const byte Trap = 0xF4;
 
     private const int NoSpill = -1;
 

@@ -116,7 +116,7 @@ internal sealed class Arena(MappedMemory monitor)
     {
         if (pages.TryAdd(start, page))
         {
-            monitor.Slice(FrameOffset(page.Frame), Paging.PageSize).Fill(ImplantEncoder.Filler);
+            monitor.Slice(FrameOffset(page.Frame), Paging.PageSize).Fill(CodeScan.CodePages.Trap);
             ulong table = MachineLayout.ArenaTablesOffset
                 + ((start - MachineLayout.ArenaBase) / Paging.LargePageSize * Paging.PageSize);
             ulong slot = table + ((ulong)Paging.Index(start, 1) * Paging.EntrySize);

@@ -26,11 +26,9 @@ internal static class ImplantEncoder
     /// <summary>Bytes of a jump with an 8-bit displacement.</summary>
     internal const int ShortJumpLength = 2;
 
-    /// <summary>HLT: stands wherever nothing is to run.</summary>
-    internal const byte Filler = 0xF4;
-
     private const byte JumpOpcode = 0xE9;
     private const byte ShortJumpOpcode = 0xEB;
+    private const byte Breakpoint = 0xCC;
     private const int DecoderBits = 64;
 
     /// <summary>Decodes the instructions of a window.</summary>
@@ -108,11 +106,13 @@ internal static class ImplantEncoder
         return new EncodedImplant(address, [.. buffer.Bytes], points.DrainToImmutable());
     }
 
-    /// <summary>What a window's bytes become: a jump, and traps behind it.</summary>
-    internal static ImmutableArray<byte> Jump(ulong window, int length, ulong implant)
+    /// <summary>What a window's bytes become: a jump, and behind it what <see cref="Behind"/> says.</summary>
+    /// <param name="window">Address of the window.</param>
+    /// <param name="original">The guest's own bytes there.</param>
+    /// <param name="implant">Where the jump leads.</param>
+    internal static ImmutableArray<byte> Jump(ulong window, ReadOnlySpan<byte> original, ulong implant)
     {
-        byte[] bytes = new byte[length];
-        Array.Fill(bytes, Filler);
+        byte[] bytes = Behind(window, original, JumpLength);
         bytes[0] = JumpOpcode;
         long displacement = (long)(implant - (window + JumpLength));
         BinaryPrimitives.WriteInt32LittleEndian(bytes.AsSpan(1), checked((int)displacement));
@@ -120,14 +120,45 @@ internal static class ImplantEncoder
     }
 
     /// <summary>What a window's bytes become whose jump leads to a springboard.</summary>
-    internal static ImmutableArray<byte> ShortJump(ulong window, int length, ulong springboard)
+    /// <param name="window">Address of the window.</param>
+    /// <param name="original">The guest's own bytes there.</param>
+    /// <param name="springboard">Where the jump leads.</param>
+    internal static ImmutableArray<byte> ShortJump(ulong window, ReadOnlySpan<byte> original, ulong springboard)
     {
-        byte[] bytes = new byte[length];
-        Array.Fill(bytes, Filler);
+        byte[] bytes = Behind(window, original, ShortJumpLength);
         bytes[0] = ShortJumpOpcode;
         long displacement = (long)(springboard - (window + ShortJumpLength));
         bytes[1] = unchecked((byte)checked((sbyte)displacement));
         return [.. bytes];
+    }
+
+    /// <summary>
+    /// A window's bytes with room for a jump. Nothing runs behind it but a context that was saved there, and then any whole instruction may: it
+    /// does what it does in the implant, or faults and goes on there. So each stays as the scan left it, for the guest reads them: a kernel that
+    /// probes its own code copies single instructions. What is left of one that the jump cuts off reads as somebody else's breakpoint, so that
+    /// nobody puts one of his own there.
+    /// </summary>
+    /// <param name="window">Address of the window.</param>
+    /// <param name="original">The guest's own bytes there.</param>
+    /// <param name="jump">Bytes of the jump.</param>
+    internal static byte[] Behind(ulong window, ReadOnlySpan<byte> original, int jump)
+    {
+        byte[] bytes = original.ToArray();
+        foreach (Instruction instruction in Decode(window, original))
+        {
+            int offset = (int)(instruction.IP - window);
+            int end = offset + instruction.Length;
+            if (offset >= jump && CodeScan.SilentInstructions.IsSilent(instruction))
+            {
+                bytes[offset] = CodeScan.CodePages.Trap;
+            }
+            else if (offset < jump && end > jump && !instruction.IsInvalid)
+            {
+                bytes.AsSpan(jump, end - jump).Fill(Breakpoint);
+            }
+        }
+
+        return bytes;
     }
 
     private sealed class CodeBuffer : CodeWriter

@@ -66,19 +66,24 @@ public static class PatchDisassembly
 
     /// <summary>What stands in a plan's window when the patch is in force.</summary>
     /// <param name="plan">The plan.</param>
-    public static ImmutableArray<DisassembledInstruction> Window(PatchPlan plan)
+    /// <param name="symbol">Names addresses in operands; null for those without a name.</param>
+    public static ImmutableArray<DisassembledInstruction> Window(PatchPlan plan, Func<ulong, string?> symbol)
     {
         ArgumentNullException.ThrowIfNull(plan);
-        if (plan.Springboard is not { } springboard)
-        {
-            return LongJump(plan.Window, plan.Original.Length);
-        }
-
-        byte[] bytes = [.. ImplantEncoder.ShortJump(plan.Window, ImplantEncoder.ShortJumpLength, springboard.Address)];
+        ArgumentNullException.ThrowIfNull(symbol);
+        int length = plan.Springboard is null ? ImplantEncoder.JumpLength : ImplantEncoder.ShortJumpLength;
         return
         [
-            new DisassembledInstruction(plan.Window, Hexadecimal(bytes), "jmp     springboard"),
-            .. Traps(plan.Window, ImplantEncoder.ShortJumpLength, plan.Original.Length),
+            plan.Springboard is { } springboard
+                ? new DisassembledInstruction(
+                    plan.Window,
+                    Hexadecimal(ImplantEncoder.ShortJump(plan.Window, plan.Original.AsSpan(), springboard.Address).AsSpan(0, length)),
+                    "jmp     springboard")
+                : LongJump(plan.Window),
+            .. Lines(
+                plan.Window + (ulong)length,
+                ImplantEncoder.Behind(plan.Window, plan.Original.AsSpan(), length).AsSpan(length),
+                symbol),
         ];
     }
 
@@ -97,7 +102,7 @@ public static class PatchDisassembly
     public static ImmutableArray<DisassembledInstruction> Springboard(PatchPlan plan)
     {
         ArgumentNullException.ThrowIfNull(plan);
-        return plan.Springboard is { } springboard ? LongJump(springboard.Address, springboard.Original.Length) : [];
+        return plan.Springboard is { } springboard ? [LongJump(springboard.Address)] : [];
     }
 
     /// <summary>Makes the implant of a plan again, at <see cref="ImplantBase"/>, and disassembles it.</summary>
@@ -147,18 +152,7 @@ public static class PatchDisassembly
     }
 
     // Where the implant lies is decided anew in each run.
-    private static ImmutableArray<DisassembledInstruction> LongJump(ulong address, int length) =>
-    [
-        new DisassembledInstruction(address, "e9 ?? ?? ?? ??", "jmp     implant"),
-        .. Traps(address, ImplantEncoder.JumpLength, length),
-    ];
-
-    private static IEnumerable<DisassembledInstruction> Traps(ulong address, int from, int length) => length <= from
-        ? []
-        : [new DisassembledInstruction(
-            address + (ulong)from,
-            string.Join(' ', Enumerable.Repeat(Hexadecimal([ImplantEncoder.Filler]), length - from)),
-            length - from == 1 ? "hlt" : "hlt     each")];
+    private static DisassembledInstruction LongJump(ulong address) => new(address, "e9 ?? ?? ?? ??", "jmp     implant");
 
     private static string Hexadecimal(ReadOnlySpan<byte> bytes) =>
         string.Join(' ', bytes.ToArray().Select(value => value.ToString("x2", CultureInfo.InvariantCulture)));

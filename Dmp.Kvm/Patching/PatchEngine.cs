@@ -409,8 +409,8 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
                 plan,
                 address,
                 plan.Springboard is { } springboard
-                    ? ImplantEncoder.ShortJump(plan.Window, plan.Original.Length, springboard.Address)
-                    : ImplantEncoder.Jump(plan.Window, plan.Original.Length, address)),
+                    ? ImplantEncoder.ShortJump(plan.Window, plan.Original.AsSpan(), springboard.Address)
+                    : ImplantEncoder.Jump(plan.Window, plan.Original.AsSpan(), address)),
             implant,
             window[^1].NextIP,
             [.. silent]);
@@ -483,7 +483,7 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
     }
 
     private static ImmutableArray<byte> SpringboardJump(Springboard springboard, ulong implant) =>
-        ImplantEncoder.Jump(springboard.Address, springboard.Original.Length, implant);
+        ImplantEncoder.Jump(springboard.Address, springboard.Original.AsSpan(), implant);
 
     /// <summary>How a scanned page differs from what should be in it; null when it does not.</summary>
     private string? Difference(ulong address, ImmutableArray<byte> expected)

@@ -1,3 +1,4 @@
+using Dmp.Kvm.CodeScan;
 using Dmp.Kvm.Interop;
 using Dmp.Kvm.Memory;
 using Dmp.Kvm.Patching;
@@ -63,7 +64,7 @@ public sealed class ArenaSpecs : IDisposable
         arena.Write(address, new byte[16]);
         ulong page = address & ~Paging.PageOffsetMask;
         byte[] expected = new byte[Paging.PageSize];
-        expected.AsSpan().Fill(ImplantEncoder.Filler);
+        expected.AsSpan().Fill(CodePages.Trap);
         expected.AsSpan((int)(address - page), 16).Clear();
         Assert.Equal(expected, ArenaReader.Read(monitor, page, Paging.PageSize));
     }

@@ -1,4 +1,5 @@
 using System.Collections.Immutable;
+using Dmp.Kvm.CodeScan;
 using Dmp.Kvm.Memory;
 using Dmp.Kvm.Patching;
 using FsCheck.Xunit;
@@ -122,22 +123,48 @@ public class ImplantMapSpecs
         }
     }
 
-    [Fact(DisplayName = "A jump leads to the implant and a short jump to the springboard, with traps behind them")]
-    public void Jumps()
+    [Property(
+        DisplayName = "A jump leads to the implant and a short jump to the springboard; each whole instruction behind it is the guest's own or"
+            + " a trap in the place of a silent one, and what is left of one that was cut off is breakpoints",
+        MaxTest = 300)]
+    public void Jumps(int seed)
     {
-        ImmutableArray<Instruction> jump = ImplantEncoder.Decode(Text, ImplantEncoder.Jump(Text, 7, MachineLayout.ArenaBase).AsSpan());
-        Assert.Equal(MachineLayout.ArenaBase, jump[0].NearBranchTarget);
-        Assert.Equal([5, 1, 1], jump.Select(instruction => instruction.Length));
-        Assert.All(jump[1..], instruction => Assert.Equal(Mnemonic.Hlt, instruction.Mnemonic));
-        foreach (ulong target in (ulong[])[Text + 129, Text - 126])
+        Random random = new(seed);
+        byte[] original = Bytes(random);
+        ulong springboard = Text + 2 + (ulong)random.Next(-128, 128);
+        ImmutableArray<byte> jump = ImplantEncoder.Jump(Text, original, MachineLayout.ArenaBase);
+        ImmutableArray<byte> shortJump = ImplantEncoder.ShortJump(Text, original, springboard);
+        foreach (var (bytes, length, target) in new[] { (jump, 5, MachineLayout.ArenaBase), (shortJump, 2, springboard) })
         {
-            ImmutableArray<Instruction> shortJump = ImplantEncoder.Decode(Text, ImplantEncoder.ShortJump(Text, 3, target).AsSpan());
-            Assert.Equal([Mnemonic.Jmp, Mnemonic.Hlt], shortJump.Select(instruction => instruction.Mnemonic));
-            Assert.Equal(target, shortJump[0].NearBranchTarget);
-        }
+            Assert.Equal(original.Length, bytes.Length);
+            Instruction first = ImplantEncoder.Decode(Text, bytes.AsSpan())[0];
+            Assert.Equal((length, target), (first.Length, first.NearBranchTarget));
+            foreach (Instruction instruction in ImplantEncoder.Decode(Text, original))
+            {
+                int offset = (int)(instruction.IP - Text);
+                int end = offset + instruction.Length;
+                byte[] expected = original[offset..end];
+                if (offset < length)
+                {
+                    expected.AsSpan().Fill(0xCC);
+                    offset = length;
+                }
+                else if (SilentInstructions.IsSilent(instruction))
+                {
+                    expected[0] = 0xF4;
+                }
 
-        Assert.Throws<OverflowException>(() => ImplantEncoder.ShortJump(Text, 2, Text + 130));
-        Assert.Throws<OverflowException>(() => ImplantEncoder.Jump(Text, 5, 0x7000_0000_0000));
+                Assert.Equal(expected.AsSpan(0, Math.Max(end - offset, 0)), bytes.AsSpan(offset..Math.Max(end, offset)));
+            }
+        }
+    }
+
+    [Fact(DisplayName = "A jump that does not reach is an error, not another jump")]
+    public void Out_of_reach()
+    {
+        byte[] code = [0x90, 0x90, 0x90, 0x90, 0x90];
+        Assert.Throws<OverflowException>(() => ImplantEncoder.ShortJump(Text, code, Text + 130));
+        Assert.Throws<OverflowException>(() => ImplantEncoder.Jump(Text, code, 0x7000_0000_0000));
     }
 
     [Fact(DisplayName = "An instruction that reaches too far from the arena is refused with a reason")]
@@ -155,7 +182,9 @@ public class ImplantMapSpecs
         Assert.Empty(reason);
     }
 
-    private static ImmutableArray<Instruction> Window(Random random, ulong address)
+    private static ImmutableArray<Instruction> Window(Random random, ulong address) => ImplantEncoder.Decode(address, Bytes(random));
+
+    private static byte[] Bytes(Random random)
     {
         List<byte> bytes = [];
         while (bytes.Count < 5 || (bytes.Count < 40 && random.Next(4) != 0))
@@ -163,7 +192,7 @@ public class ImplantMapSpecs
             bytes.AddRange(Pieces[random.Next(Pieces.Length)]);
         }
 
-        return ImplantEncoder.Decode(address, bytes.ToArray());
+        return [.. bytes];
     }
 
     private static EncodedImplant Encode(ImmutableArray<Instruction> code, ulong address)

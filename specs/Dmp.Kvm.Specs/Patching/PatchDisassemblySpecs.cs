@@ -39,12 +39,14 @@ public class PatchDisassemblySpecs
         Assert.Equal("jmp     short 0xffffffff81000022", PatchDisassembly.Lines(Site, jump, NoNames)[0].Text);
     }
 
-    [Fact(DisplayName = "The patched window is a jump whose target is left open, and traps behind it")]
+    [Fact(DisplayName = "The patched window is a jump whose target is left open, and the instructions behind it")]
     public void Window()
     {
-        ImmutableArray<DisassembledInstruction> after = PatchDisassembly.Window(Pushf);
-        Assert.Equal(["e9 ?? ?? ?? ??", "f4"], after.Select(line => line.Bytes));
-        Assert.Equal(["jmp     implant", "hlt"], after.Select(line => line.Text));
+        // What the jump leaves of the nop, a mov, and a trap on the second pushf.
+        PatchPlan plan = Pushf with { Original = [.. Pushf.Original, 0x48, 0x89, 0xc5, 0x9c] };
+        ImmutableArray<DisassembledInstruction> after = PatchDisassembly.Window(plan, NoNames);
+        Assert.Equal(["e9 ?? ?? ?? ??", "cc", "48 89 c5", "f4"], after.Select(line => line.Bytes));
+        Assert.Equal(["jmp     implant", "int3", "mov     rbp, rax", "hlt"], after.Select(line => line.Text));
         Assert.Empty(PatchDisassembly.Springboard(Pushf));
     }
 
@@ -52,7 +54,7 @@ public class PatchDisassemblySpecs
     public void With_springboard()
     {
         PatchPlan plan = Pushf with { Original = [0xfa, 0x90, 0x90], Springboard = new Springboard(Site - 0x10, [0, 0, 0, 0, 0]) };
-        Assert.Equal(["eb ee", "f4"], PatchDisassembly.Window(plan).Select(line => line.Bytes));
+        Assert.Equal(["eb ee", "90"], PatchDisassembly.Window(plan, NoNames).Select(line => line.Bytes));
         Assert.Equal([(Site - 0x10, "00 00 00 00 00")], PatchDisassembly.Padding(plan).Select(line => (line.Address, line.Bytes)));
         Assert.Equal([(Site - 0x10, "e9 ?? ?? ?? ??")], PatchDisassembly.Springboard(plan).Select(line => (line.Address, line.Bytes)));
     }

@@ -345,7 +345,7 @@ public sealed class PatchEngineSpecs : IDisposable
         byte[] before = Page();
         PatchPlan plan = rig.PlanOf(Site, 4, rig.SpringboardAt(Site + 0x41));
         PreparedPatch patch = rig.Apply(plan);
-        Assert.Equal([0xEB, 0x3F, Hlt, Hlt], rig.Bytes(Site, 4).ToArray());
+        Assert.Equal([0xEB, 0x3F, 0xCC, 0xCC], rig.Bytes(Site, 4).ToArray());
         Assert.Equal(patch.Implant, rig.Target(Site + 0x41));
         rig.Bytes(Site + 0x42, 1)[0] ^= 1;
         Assert.Single(rig.Engine.Verify());

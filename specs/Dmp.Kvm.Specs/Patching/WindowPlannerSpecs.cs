@@ -183,7 +183,7 @@ public class WindowPlannerSpecs
         int[] boundaries = [.. window.Select(instruction => (int)(instruction.IP - plan.Window))];
         if (plan.Springboard is { } springboard)
         {
-            ImmutableArray<byte> jump = ImplantEncoder.ShortJump(plan.Window, plan.Original.Length, springboard.Address);
+            ImmutableArray<byte> jump = ImplantEncoder.ShortJump(plan.Window, plan.Original.AsSpan(), springboard.Address);
             Assert.All(boundaries[1..], boundary => Assert.Contains(jump[boundary], DisplacementConstraint.FaultingBytes.ToArray()));
             Assert.Equal(plan.Window >> Paging.PageShift, (springboard.Address + 4) >> Paging.PageShift);
             for (ulong address = springboard.Address; address < springboard.Address + ImplantEncoder.JumpLength; address++)
