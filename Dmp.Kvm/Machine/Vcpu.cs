@@ -43,15 +43,14 @@ internal sealed class Vcpu : IVcpu, IDisposable
     private readonly Chipset chipset;
     private readonly ulong frameOffset;
     private readonly ImplantMap? implants;
+    private readonly ImplantPosition position;
     private readonly CpuidTable cpuid;
     private readonly ImplantEndOfInterrupt endOfInterrupt;
     private readonly RecentExits recent = new(LastExits);
 
     private readonly VcpuDoorbell doorbell;
+    private readonly InactiveStates inactive;
     private readonly LocalApic apic;
-
-    // Set by any thread before it kicks; cleared by the vCPU's thread when it returns Paused.
-    private int pauseRequested;
 
     private KvmRegs savedRegs;
     private KvmSregs savedSregs;
@@ -61,9 +60,6 @@ internal sealed class Vcpu : IVcpu, IDisposable
     // Where the guest was entered with interrupts held off: a kick that finds it there still holds them off once more.
     private ulong shadowedRip = NoAddress;
 
-    // Where the last exit was when it was in an implant. Inside a template RIP stays the real one: the guest is at no address.
-    private ImplantAddress? implant;
-    private ulong implantRip;
     private long leftGuest;
     private int samePlace;
     private ulong samePlaceRip;
@@ -79,11 +75,13 @@ internal sealed class Vcpu : IVcpu, IDisposable
         chipset = machine.Chipset;
         apic = chipset.LocalApics[index];
         doorbell = new VcpuDoorbell(machine.Clock);
+        inactive = new InactiveStates(machine, index, doorbell);
         kvm = vm.CreateVcpu(index);
         kvm.SetCpuid(machine.KvmCpuid(index));
         ShadowProgram shadow = new(machine.Monitor, index, machine.HardwareWalksTables, RunMonitorCode);
         state = new CpuState(new VcpuPage(machine.Monitor, index));
         implants = machine.Patches?.Map;
+        position = new ImplantPosition(implants, kvm, state.Page);
         endOfInterrupt = new ImplantEndOfInterrupt(apic, state.Page);
         cpuid = new CpuidTable(machine.Cpuid, index, machine.Monitor);
         tlb = new VirtualTlb(
@@ -148,12 +146,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
     internal Action? BeforeEmulation { get; set; }
 
     /// <inheritdoc/>
-    public void RequestPause()
-    {
-        // The interlocked write orders the flag before the signal: a vCPU that takes the kick sees the request.
-        _ = Interlocked.Exchange(ref pauseRequested, 1);
-        doorbell.Call();
-    }
+    public void RequestPause() => doorbell.RequestPause();
 
     /// <summary>Takes the vCPU out of guest code or a halt, to look at what is new. Any thread.</summary>
     internal void Kick() => doorbell.Kick();
@@ -199,7 +192,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
                 return stop;
             }
 
-            if (!midGuest && !InsideTemplate && (apic.HasInit || apic.IsWaitingForStartUp))
+            if (!midGuest && !position.InsideTemplate && (apic.HasInit || apic.IsWaitingForStartUp))
             {
                 if (WaitForStartUp() is { } final)
                 {
@@ -219,10 +212,10 @@ internal sealed class Vcpu : IVcpu, IDisposable
                 continue;
             }
 
-            if (!midGuest && InsideTemplate)
+            if (!midGuest && position.InsideTemplate)
             {
                 // Nothing may happen to the guest here. It is over in a moment.
-                if (Volatile.Read(ref pauseRequested) != 0 || chipset.HasPending(Index))
+                if (doorbell.PauseIsRequested || chipset.HasPending(Index))
                 {
                     LookAgainSoon();
                 }
@@ -231,7 +224,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
             }
             else if (!midGuest)
             {
-                if (Interlocked.Exchange(ref pauseRequested, 0) != 0)
+                if (doorbell.TakePause())
                 {
                     return new VcpuStop.Paused();
                 }
@@ -261,7 +254,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
     /// <summary>One entry before 64-bit mode. KVM keeps what is in the middle of something there, so that every exit is a safe point.</summary>
     private VcpuStop? RunStartUp()
     {
-        if (Interlocked.Exchange(ref pauseRequested, 0) != 0)
+        if (doorbell.TakePause())
         {
             return new VcpuStop.Paused();
         }
@@ -296,42 +289,23 @@ internal sealed class Vcpu : IVcpu, IDisposable
     /// <summary>INIT came, or no SIPI yet: nothing of the guest runs on this vCPU until there is one.</summary>
     private VcpuStop? WaitForStartUp()
     {
-        while (true)
+        InactiveEnd end = inactive.WaitForStartUp(out byte vector);
+        leftGuest += inactive.TakeSlept();
+        switch (end)
         {
-            doorbell.BeforeLook();
-            _ = apic.TakeInit();
-            if (apic.TryTakeStartUp(out byte vector))
-            {
-                implant = null;
+            case InactiveEnd.Awake:
+                position.Forget();
                 interruptShadow = false;
                 state.NmiBlocked = false;
                 faults.ForgetStep();
                 tlb.FlushAll();
                 startUp.Begin(vector);
                 return null;
-            }
-
-            if (machine.Control.Stop is { } stop)
-            {
-                return stop;
-            }
-
-            if (Interlocked.Exchange(ref pauseRequested, 0) != 0)
-            {
+            case InactiveEnd.Pause when doorbell.TakePause():
                 return new VcpuStop.Paused();
-            }
-
-            WaitForKick();
+            default:
+                return null;
         }
-    }
-
-    /// <summary>Sleeps until there is something new, or for a while.</summary>
-    private void WaitForKick()
-    {
-        long before = Stopwatch.GetTimestamp();
-        doorbell.Wait(chipset.NextDeadline(Index));
-        leftGuest += Stopwatch.GetTimestamp() - before;
-        RunTimers();
     }
 
     private void LookAgainSoon() => chipset.LookAgainAt(Index, machine.Clock.Nanoseconds + machine.KickRetryNanoseconds);
@@ -397,7 +371,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
             kvm.Regs.Rip = implants.RealAddress(kvm.Regs.Rip);
         }
 
-        real.Load(state, tlb.Root(state.UserMode && !InsideTemplate), faults.Stepping);
+        real.Load(state, tlb.Root(state.UserMode && !position.InsideTemplate), faults.Stepping);
     }
 
     /// <summary>
@@ -406,49 +380,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
     /// </summary>
     private bool IsInKernelView => kvm.Sregs.Cr3 == tlb.Root(userView: false);
 
-    /// <summary>Whether the vCPU stands between two instructions of a template.</summary>
-    private bool InsideTemplate => implant is { Point: ImplantPoint.Inner };
-
-    /// <summary>Where the guest instruction is that RIP belongs to.</summary>
-    private ulong GuestRip => InsideTemplate ? implant!.Value.GuestAddress : kvm.Regs.Rip;
-
-    /// <summary>Finds out whether the guest stopped in an implant. If that is exactly before a guest instruction, RIP becomes its.</summary>
-    private void LeaveImplant()
-    {
-        implant = null;
-        ref KvmRegs regs = ref kvm.Regs;
-        if (implants is null || !ImplantMap.IsInArena(regs.Rip))
-        {
-            return;
-        }
-
-        implant = implants.Find(regs.Rip);
-        implantRip = regs.Rip;
-        if (implant is { Point: not ImplantPoint.Inner } exact)
-        {
-            regs.Rip = exact.GuestAddress;
-            interruptShadow = exact.Point == ImplantPoint.Shadowed;
-        }
-    }
-
-    /// <summary>The instruction of a template faults for the guest: as if it had not begun.</summary>
-    private void UndoTemplate()
-    {
-        if (implant is not { Point: ImplantPoint.Inner } inner)
-        {
-            return;
-        }
-
-        ref KvmRegs regs = ref kvm.Regs;
-        regs.Rip = inner.GuestAddress;
-        if (inner.RegistersSaved)
-        {
-            regs.Rax = state.Page[VcpuPageField.Scratch0];
-            regs.Rcx = state.Page[VcpuPageField.Scratch1];
-        }
-
-        implant = null;
-    }
+    private void LeaveImplant() => interruptShadow = position.Find() ?? interruptShadow;
 
     private VcpuStop? Dispatch(ushort port)
     {
@@ -467,7 +399,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
         NoteUserSelectors((ushort)frame[1], (ushort)frame[4]);
         uint error = (uint)machine.Monitor.Word(frameOffset - sizeof(ulong));
         ExceptionVector vector = (ExceptionVector)port;
-        implant = null;
+        position.Forget();
         if (!state.UserMode || IsInKernelView)
         {
             LeaveImplant();
@@ -480,7 +412,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
                 return PageFault(kvm.Sregs.Cr2, (PageFaultError)error);
             case ExceptionVector.GeneralProtection:
             case ExceptionVector.InvalidOpcode:
-                return IsInsideWindow(regs.Rip)
+                return !state.UserMode && position.IsInsideWindow(regs.Rip)
                     ? EnterImplant(regs.Rip)
                     : Sensitive(new GuestFault(vector, error));
             case ExceptionVector.Debug:
@@ -495,13 +427,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
         }
     }
 
-    /// <summary>
-    /// Whether guest code went to the inside of a window, where the bytes of the jump fault: a saved context from before the patch, or a
-    /// branch that nobody foresaw.
-    /// </summary>
-    private bool IsInsideWindow(ulong rip) =>
-        implants is not null && implant is null && !state.UserMode && implants.RealAddress(rip) != rip;
-
+    /// <summary>The bytes inside a window fault: the guest goes on in the implant.</summary>
     private VcpuStop? EnterImplant(ulong rip)
     {
         Exits.Count(ExitKind.Other, rip);
@@ -528,8 +454,8 @@ internal sealed class Vcpu : IVcpu, IDisposable
         }
 
         faults.NoteGuestFlags(regs.Rflags);
-        MemoryFaultResult result = faults.Handle(address, error, GuestRip);
-        Exits.Count(result.Kind, GuestRip);
+        MemoryFaultResult result = faults.Handle(address, error, position.GuestRip);
+        Exits.Count(result.Kind, position.GuestRip);
         switch (result.Action)
         {
             case MemoryFaultAction.Retry:
@@ -562,7 +488,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
     private VcpuStop? Emulate(bool mmioAccess, in GuestFault fault)
     {
         BeforeEmulation?.Invoke();
-        UndoTemplate();
+        position.UndoTemplate();
         ref KvmRegs regs = ref kvm.Regs;
         bool found = fetcher.TryFetch(regs.Rip, state.CodeSelector == MonitorSegments.CompatibilityCodeSelector,
             out Instruction instruction, out bool isTrap);
@@ -678,11 +604,11 @@ internal sealed class Vcpu : IVcpu, IDisposable
     private VcpuStop? Debug()
     {
         ref KvmRegs regs = ref kvm.Regs;
-        if (implant is { Point: ImplantPoint.Inner or ImplantPoint.Emulate } or { Offset: 0 })
+        if (position.InsideInstruction)
         {
             // The guest single-steps, and its instruction is not over yet: the jump to the implant is, or a part of a template.
-            Exits.Count(ExitKind.GuestFault, GuestRip);
-            regs.Rip = implantRip;
+            Exits.Count(ExitKind.GuestFault, position.GuestRip);
+            position.GoOn();
             return null;
         }
 
@@ -725,7 +651,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
 
     private VcpuStop? Reflect(in GuestFault fault, EventSource source = EventSource.Hardware)
     {
-        UndoTemplate();
+        position.UndoTemplate();
         if (faults.Stepping && faults.EndStep())
         {
             kvm.Regs.Rflags &= ~(ulong)Rflags.Trap;
@@ -767,69 +693,21 @@ internal sealed class Vcpu : IVcpu, IDisposable
     /// <summary>HLT: waits for an interrupt without using the CPU.</summary>
     private VcpuStop? Halt()
     {
-        WakeClock.Halt(machine.Clock.Nanoseconds);
-        VcpuStop? end = WaitForInterrupt();
-        WakeClock.Run(machine.Clock.Nanoseconds);
-        return end;
-    }
-
-    private VcpuStop? WaitForInterrupt()
-    {
-        while (true)
+        InactiveEnd end = inactive.Halt(state.InterruptFlag, state.NmiBlocked);
+        leftGuest += inactive.TakeSlept();
+        switch (end)
         {
-            doorbell.BeforeLook();
-            if (chipset.TryEndHalt(Index, state.InterruptFlag, state.NmiBlocked))
-            {
+            case InactiveEnd.Awake:
                 return null;
-            }
-
-            if (machine.Control.Stop != null || Volatile.Read(ref pauseRequested) != 0)
-            {
-                return StayHalted();
-            }
-
-            if (state.InterruptFlag)
-            {
-                WaitForKick();
-                continue;
-            }
-
-            if (NobodyCanWakeUs(machine.Control.NoteDeadHalt(Index, halted: true)))
-            {
+            case InactiveEnd.Never:
                 return Failed("the guest halted with interrupts disabled: it will never run again");
-            }
-
-            WaitForKick();
-            _ = machine.Control.NoteDeadHalt(Index, halted: false);
+            default:
+                // A pause or the end: the vCPU stops at the HLT and will execute it again. An interrupt that comes in between has to be taken
+                // behind it, or the guest, back from its handler, halts without having looked at what the interrupt was for.
+                kvm.Regs.Rip -= 1;
+                interruptShadow = true;
+                return null;
         }
-    }
-
-    /// <summary>With interrupts off only an NMI or INIT ends a halt, and only another CPU that runs sends one.</summary>
-    /// <param name="halted">The vCPUs that are halted like that.</param>
-    private bool NobodyCanWakeUs(uint halted)
-    {
-        for (int other = 0; other < chipset.LocalApics.Count; other++)
-        {
-            LocalApic there = chipset.LocalApics[other];
-            bool stays = there.IsWaitingForStartUp || ((halted & (1u << other)) != 0 && !there.HasNmi && !there.HasWakeUp);
-            if (!stays || there.HasInit)
-            {
-                return false;
-            }
-        }
-
-        return true;
-    }
-
-    /// <summary>
-    /// A pause or the end came during the halt: the vCPU stops at the HLT and will execute it again. An interrupt that comes in between has
-    /// to be taken behind it, or the guest, back from its handler, halts without having looked at what the interrupt was for.
-    /// </summary>
-    private VcpuStop? StayHalted()
-    {
-        kvm.Regs.Rip -= 1;
-        interruptShadow = true;
-        return null;
     }
 
     private void RunTimers()
@@ -884,9 +762,9 @@ internal sealed class Vcpu : IVcpu, IDisposable
         }
 
         LeaveImplant();
-        if (implant is { Point: ImplantPoint.Inner or ImplantPoint.Shadowed })
+        if (position.HoldsOff)
         {
-            kvm.Regs.Rip = implantRip;
+            position.GoOn();
             return false;
         }
 

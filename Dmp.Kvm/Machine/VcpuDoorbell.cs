@@ -5,8 +5,8 @@ using Dmp.Kvm.Interop;
 namespace Dmp.Kvm.Machine;
 
 /// <summary>
-/// How a vCPU learns that there is something new: the signal of the thread that runs it, the gate that saves most signals, and the clock of
-/// what its halts take. Any thread rings; everything else belongs to the vCPU's thread.
+/// How a vCPU learns that there is something new: the signal of the thread that runs it, the gate that saves most signals, the request to
+/// pause, and the clock of what its halts take. Any thread rings; everything else belongs to the vCPU's thread.
 /// </summary>
 /// <param name="clock">The time.</param>
 internal sealed class VcpuDoorbell(IClock clock)
@@ -18,6 +18,9 @@ internal sealed class VcpuDoorbell(IClock clock)
 
     // Thread-safe by nature (signals); replaced only between two runs, and published with Volatile.
     private KickSignal? signal;
+
+    // Set by any thread before it rings; cleared by the vCPU's thread when it pauses.
+    private int pauseRequested;
 
     /// <summary>What halts take, and the ways out of them.</summary>
     internal WakeClock Wakes { get; } = new();
@@ -32,14 +35,23 @@ internal sealed class VcpuDoorbell(IClock clock)
         }
     }
 
-    /// <summary>As <see cref="Kick"/>, for something that is not the guest's, and wakes it for nothing. Any thread.</summary>
-    internal void Call()
+    /// <summary>Whether a pause was requested that was not taken yet. Any thread.</summary>
+    internal bool PauseIsRequested => Volatile.Read(ref pauseRequested) != 0;
+
+    /// <summary>Asks the vCPU to pause: it is not the guest's business, and wakes it for nothing. Any thread.</summary>
+    internal void RequestPause()
     {
+        // The interlocked write orders the flag before the signal: a vCPU that takes the kick sees the request.
+        _ = Interlocked.Exchange(ref pauseRequested, 1);
         if (gate.NeedsSignal())
         {
             Volatile.Read(ref signal)?.Send();
         }
     }
+
+    /// <summary>Takes the request to pause.</summary>
+    /// <returns>Whether there was one.</returns>
+    internal bool TakePause() => Interlocked.Exchange(ref pauseRequested, 0) != 0;
 
     /// <summary>As <see cref="Kick"/>, at a time that replaces the one set before. Any thread.</summary>
     internal void KickAt(long nanoseconds) => Volatile.Read(ref signal)?.SendAt(nanoseconds);
