@@ -54,8 +54,8 @@ internal sealed record SharedMachine
     /// <summary>Whether CPL 0 code runs natively, so that guest code is entered through the monitor.</summary>
     internal required bool MonitorIsNative { get; init; }
 
-    /// <summary>Whether the hardware walks the shadow tables itself, so that changes need a TLB flush.</summary>
-    internal required bool HardwareWalksTables { get; init; }
+    /// <summary>Whether the TLB has to be flushed behind the removal of a shadow entry.</summary>
+    internal required bool RemovalsNeedFlush { get; init; }
 
     /// <summary>
     /// What KVM is told about a vCPU's CPUID. It cannot be changed once the vCPU has run, so it is the same before and in 64-bit mode.

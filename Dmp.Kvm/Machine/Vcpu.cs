@@ -78,7 +78,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
         inactive = new InactiveStates(machine, index, doorbell);
         kvm = vm.CreateVcpu(index);
         kvm.SetCpuid(machine.KvmCpuid(index));
-        ShadowProgram shadow = new(machine.Monitor, index, machine.HardwareWalksTables, RunMonitorCode);
+        ShadowProgram shadow = new(machine.Monitor, index, machine.RemovalsNeedFlush, RunMonitorCode);
         state = new CpuState(new VcpuPage(machine.Monitor, index));
         implants = machine.Patches?.Map;
         position = new ImplantPosition(implants, kvm, state.Page);

@@ -245,7 +245,7 @@ public sealed class VirtualMachine : IMachine, IMachineFacts
             Audit = configuration.Audit,
             KickRetryNanoseconds = (long)Math.Max(ShortestKickRetry, 2 * 1000 * substrate.ExitMicroseconds),
             MonitorIsNative = !substrate.MonitorEmulated,
-            HardwareWalksTables = substrate.HostRemovalsSeen,
+            RemovalsNeedFlush = substrate.RemovalsNeedFlush,
         };
     }
 

@@ -23,7 +23,7 @@ internal sealed class ShadowProgram : IShadowMemory
     /// <summary>Creates the access to a vCPU's pool.</summary>
     /// <param name="region">The monitor region.</param>
     /// <param name="vcpu">Index of the vCPU.</param>
-    /// <param name="reloadCr3">Whether the hardware walks our tables itself, so that its TLB must be flushed after a change.</param>
+    /// <param name="reloadCr3">Whether the TLB must be flushed behind it.</param>
     /// <param name="execute">Runs the code at a monitor address at CPL 0 until its OUT.</param>
     internal ShadowProgram(MappedMemory region, int vcpu, bool reloadCr3, Action<ulong> execute)
     {

@@ -42,6 +42,13 @@ internal sealed record Substrate
     /// <summary>Whether CPL 0 code is emulated by the host kernel.</summary>
     internal bool MonitorEmulated => MonitorInstructionNanoseconds > EmulatedNanoseconds;
 
+    /// <summary>
+    /// Whether code in the VM that removes an entry has to flush the TLB behind it, as on a processor. Also where the host's own removals go
+    /// unseen, if CPL 0 is native: a KVM that shadows our tables lets them be written to then, and looks at what was written at the next flush.
+    /// Where it emulates the write it acts on it at once.
+    /// </summary>
+    internal bool RemovalsNeedFlush => HostRemovalsSeen || !MonitorEmulated;
+
     /// <summary>Measures a host. Takes some tens of milliseconds.</summary>
     /// <exception cref="HostUnsupportedException">It cannot run deprivileged guests.</exception>
     internal static Substrate Measure(KvmSystem kvm)

@@ -26,7 +26,7 @@ public static class SubstrateProbe
     internal static IReadOnlyList<string> Strategies(Substrate found) =>
     [
         "guest kernel and guest user both run natively at CPL 3",
-        found.HostRemovalsSeen
+        found.RemovalsNeedFlush
             ? "shadow entries are removed by code in the VM, followed by a TLB flush"
             : "shadow entries are removed by code in the VM, for this KVM does not see the host remove them",
         "shadow entries are filled by the host when an access faults",
