@@ -45,6 +45,7 @@ internal sealed class MemoryFaults
     private readonly GuestAccess access;
     private readonly TlbShootdown shootdown;
     private readonly int vcpu;
+    private readonly CheckedRoot? checkedRoot;
     private readonly CodeScanner scanner = new();
     private readonly List<int> traps = [];
     private readonly byte[] window = new byte[LeadIn + Paging.PageSize + LeadOut];
@@ -53,8 +54,9 @@ internal sealed class MemoryFaults
     private ulong temporaryPage;
 
     internal MemoryFaults(
-        GuestMemory memory, CodePages code, CpuState state, VirtualTlb tlb, GuestAccess access, TlbShootdown shootdown, int vcpu)
+        GuestMemory memory, CodePages code, CpuState state, VirtualTlb tlb, GuestAccess access, TlbShootdown shootdown, int vcpu, CheckedRoot? checkedRoot)
     {
+        this.checkedRoot = checkedRoot;
         this.shootdown = shootdown;
         this.vcpu = vcpu;
         this.memory = memory;
@@ -228,6 +230,11 @@ internal sealed class MemoryFaults
         {
             FillNeighbours(address, kernelCode);
         }
+
+        if (temporaryPage == (address & ~Paging.PageOffsetMask))
+        {
+            checkedRoot?.Offer(state.Paging, temporaryPage);
+        }
     }
 
     /// <summary>
@@ -257,6 +264,7 @@ internal sealed class MemoryFaults
         if (temporaryPage != 0)
         {
             TryPrefill(temporaryPage, kernelCode: true);
+            checkedRoot?.Offer(state.Paging, temporaryPage);
         }
     }
 

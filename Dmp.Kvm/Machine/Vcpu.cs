@@ -94,7 +94,7 @@ internal sealed class Vcpu : IVcpu, IDisposable
         access = new GuestAccess(machine.Memory, machine.Code, state, ReleaseCode);
         events = new EventDelivery(kvm, state, access);
         fetcher = new InstructionFetcher(access);
-        faults = new MemoryFaults(machine.Memory, machine.Code, state, tlb, access, machine.Shootdown, index);
+        faults = new MemoryFaults(machine.Memory, machine.Code, state, tlb, access, machine.Shootdown, index, CreateCheckedRoot());
         audit = machine.Audit ? new TlbAudit(machine.Memory, machine.Code, state, tlb, machine.Clock, chipset.LocalApics.Count == 1) : null;
         context = new EmulationContext
         {
@@ -811,6 +811,10 @@ internal sealed class Vcpu : IVcpu, IDisposable
             doorbell.RingAgain();
         }
     }
+
+    private CheckedRoot? CreateCheckedRoot() => implants is null
+        ? null
+        : new CheckedRoot(machine.Memory, tlb, state.Page, new TableWindows(machine.Memory, machine.Monitor, Index));
 
     private void ReleaseCode(ulong frame) => faults.Release(frame);
 

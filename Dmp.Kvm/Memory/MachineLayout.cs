@@ -39,8 +39,18 @@ internal static class MachineLayout
     /// <summary>Virtual address of the arena. Its memory is sparse: implants lie where their jumps' bytes want them.</summary>
     internal const ulong ArenaBase = 0xFFFF_FFFF_7000_0000;
 
-    /// <summary>Bytes of address space of the arena; behind it lie the devices' page and the vCPU's pages.</summary>
+    /// <summary>
+    /// Bytes of address space of the arena; behind it lie the windows on the guest's tables, the devices' page and the vCPU's pages.
+    /// </summary>
     internal const ulong ArenaSize = 0x0FE0_0000;
+
+    /// <summary>
+    /// Virtual address of the first page of the guest's tables that implants may read: other ones on each vCPU.
+    /// </summary>
+    internal const ulong TableWindowsAddress = ArenaBase + ArenaSize;
+
+    /// <summary>Pages there.</summary>
+    internal const int TableWindows = 256;
 
     /// <summary>
     /// Virtual address, in the arena, of the breakpoint through which implants return to user code. The monitor knows it by the bits from

@@ -61,12 +61,20 @@ public readonly struct Translation
     public PageFaultError Error { get; init; }
 }
 
+/// <summary>An entry on the way to a page.</summary>
+/// <param name="Slot">Where it is.</param>
+/// <param name="Entry">What it is.</param>
+internal readonly record struct PathEntry(GuestPhysicalAddress Slot, ulong Entry);
+
 /// <summary>
 /// Walks the guest's own 4-level tables as the processor does (AMD APM vol. 2, 5.3; Intel SDM vol. 3, 4.5 to 4.8). Pure but for the
 /// accessed and dirty bits, which are set with compare-exchange because another vCPU may change the entry.
 /// </summary>
 public static class PageWalk
 {
+    /// <summary>Levels of the tables: entries that lead to a page of 4 KiB.</summary>
+    internal const int Levels = TopLevel;
+
     private const int TopLevel = 4;
     private const ulong LargeFrameMask = Paging.FrameMask & ~(Paging.LargePageSize - 1);
     private const ulong HugeFrameMask = Paging.FrameMask & ~(Paging.HugePageSize - 1);
@@ -89,6 +97,38 @@ public static class PageWalk
         }
 
         return translation;
+    }
+
+    /// <summary>Reads the entries that lead to a page of 4 KiB, all of them marked accessed: a TLB may hold what they say.</summary>
+    /// <param name="memory">Guest RAM.</param>
+    /// <param name="cr3">The guest's CR3.</param>
+    /// <param name="virtualAddress">An address in the page.</param>
+    /// <param name="path">Receives them, that of the top level first.</param>
+    /// <returns>Whether there is such a path.</returns>
+    internal static bool TryPath(GuestMemory memory, ulong cr3, ulong virtualAddress, Span<PathEntry> path)
+    {
+        ulong table = cr3 & Paging.FrameMask;
+        for (int level = TopLevel; level >= 1; level--)
+        {
+            GuestPhysicalAddress slot = new(table + ((ulong)Paging.Index(virtualAddress, level) * Paging.EntrySize));
+            if (!memory.Contains(slot, Paging.EntrySize))
+            {
+                return false;
+            }
+
+            ulong entry = Volatile.Read(ref memory.Word(slot));
+            PageEntry bits = (PageEntry)entry;
+            bool ends = level > 1 && bits.Has(PageEntry.Large);
+            if (!bits.Has(PageEntry.Present | PageEntry.Accessed) || ends || (entry & ReservedAddressBits) != 0)
+            {
+                return false;
+            }
+
+            path[TopLevel - level] = new PathEntry(slot, entry);
+            table = entry & Paging.FrameMask;
+        }
+
+        return true;
     }
 
     /// <summary>One walk from the top.</summary>

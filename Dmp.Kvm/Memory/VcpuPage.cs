@@ -35,6 +35,12 @@ internal sealed class VcpuPage
     /// <summary>Address of a field, for implants.</summary>
     internal static ulong Address(VcpuPageField field) => MachineLayout.VcpuPageAddress + ((ulong)field * sizeof(ulong));
 
+    /// <summary>
+    /// The field with the address of an entry that leads to the page of <see cref="VcpuPageField.CheckedRoot"/>; what is there follows.
+    /// </summary>
+    /// <param name="step">0 for the entry of the top level.</param>
+    internal static VcpuPageField CheckedEntry(int step) => VcpuPageField.CheckedEntry4 + (step * 2);
+
     /// <summary>The field with the CR3 value of a tag; its kernel view and its user view follow.</summary>
     internal static VcpuPageField RootKey(int tag) => VcpuPageField.Roots + (tag * FieldsPerRoot);
 
@@ -129,10 +135,28 @@ internal enum VcpuPageField
     NmiBlocked,
 
     /// <summary>
+    /// The CR3 value that implants may load without an exit, though it empties its entries, when the entries of the guest's tables that
+    /// follow are what they were; 0 for none. See <see cref="Memory.CheckedRoot"/>.
+    /// </summary>
+    CheckedRoot,
+
+    /// <summary>Where the entry of level 4 can be read, and what it was.</summary>
+    CheckedEntry4,
+
+    /// <summary>As <see cref="CheckedEntry4"/>, of level 3.</summary>
+    CheckedEntry3 = CheckedEntry4 + 2,
+
+    /// <summary>As <see cref="CheckedEntry4"/>, of level 2.</summary>
+    CheckedEntry2 = CheckedEntry3 + 2,
+
+    /// <summary>As <see cref="CheckedEntry4"/>, of level 1.</summary>
+    CheckedEntry1 = CheckedEntry2 + 2,
+
+    /// <summary>
     /// The roots of the virtual TLB's tags: for each the CR3 value that makes it current and keeps its entries, its kernel view and its
     /// user view.
     /// </summary>
-    Roots,
+    Roots = CheckedEntry1 + 2,
 
     /// <summary>Number of fields.</summary>
     Count = Roots + (VcpuPage.RootTags * VcpuPage.FieldsPerRoot),

@@ -45,6 +45,7 @@ internal sealed class VirtualTlb
     private const int TopLevel = 4;
     private const int LowWater = 8;
     private const int SharedByAllTags = -1;
+    private const int NoTag = -2;
     private const int WordsPerTable = Paging.EntriesPerTable / 64;
     private const ulong SmallPagesPerLarge = Paging.LargePageSize / Paging.PageSize;
 
@@ -68,6 +69,9 @@ internal sealed class VirtualTlb
     private readonly List<int> doomed = [];
     private readonly VcpuPage page;
     private long clock;
+
+    // The tag that CheckedRoot is about.
+    private int watched = NoTag;
 
     /// <summary>Creates an empty TLB with tag 0 (PCID 0) current.</summary>
     /// <param name="memory">The shadow tables.</param>
@@ -132,14 +136,57 @@ internal sealed class VirtualTlb
     internal void NoteRoot(ulong? cr3)
     {
         VcpuPageField key = VcpuPage.RootKey(Current);
+        if (watched == Current && page[VcpuPageField.CheckedRoot] != cr3)
+        {
+            Unwatch();
+        }
+
         page[key] = cr3 is { } value ? value | KeepEntries : 0;
         page[key + 1] = RootOf(Current, userView: false);
         page[key + 2] = RootOf(Current, userView: true);
     }
 
+    /// <summary>
+    /// Whether the current tag has no entry of its own but that of one page. If so, <see cref="VcpuPageField.CheckedRoot"/> is for it from now
+    /// on, and taken back with its next entry, also a new one for the page. Entries that go do no harm.
+    /// </summary>
+    /// <param name="virtualAddress">An address of the page, in the low half.</param>
+    internal bool TryWatch(ulong virtualAddress)
+    {
+        Unwatch();
+        int slot = FindLeaf(tags[Current].KernelRoot, virtualAddress);
+        if (slot >= 0 && levels[TableOf(slot)] != 1)
+        {
+            return false;
+        }
+
+        foreach (int table in tags[Current].LeafTables)
+        {
+            for (int word = 0; word < WordsPerTable; word++)
+            {
+                ulong bits = present[(table * WordsPerTable) + word];
+                ulong allowed = slot >= 0 && slot / 64 == (table * WordsPerTable) + word ? 1UL << (slot % 64) : 0;
+                if ((bits & ~allowed) != 0)
+                {
+                    return false;
+                }
+            }
+        }
+
+        watched = Current;
+        return true;
+    }
+
+    private void Unwatch()
+    {
+        page[VcpuPageField.CheckedRoot] = 0;
+        watched = NoTag;
+    }
+
     /// <summary>Forgets what <see cref="NoteRoot"/> remembered, for all tags.</summary>
     internal void ForgetRoots()
     {
+        Unwatch();
         for (int tag = 0; tag < Tags; tag++)
         {
             page[VcpuPage.RootKey(tag)] = 0;
@@ -345,6 +392,11 @@ internal sealed class VirtualTlb
         if (old == entry)
         {
             return;
+        }
+
+        if (!shared && owner[TableOf(slot)] == watched)
+        {
+            Unwatch();
         }
 
         if (!shared && global)
@@ -658,6 +710,11 @@ internal sealed class VirtualTlb
 
         Flush(oldest);
         page[VcpuPage.RootKey(oldest)] = 0;
+        if (watched == oldest)
+        {
+            Unwatch();
+        }
+
         tags[oldest].Pcid = pcid;
         tags[oldest].InUse = true;
         return oldest;

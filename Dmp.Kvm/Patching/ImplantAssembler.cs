@@ -81,6 +81,10 @@ internal sealed class ImplantAssembler
     internal void LoadAddress(AssemblerRegister64 target, ulong address) =>
         assembler.AddInstruction(Instruction.Create(Code.Lea_r64_m, target, Operand(address)));
 
+    /// <summary>Compares a register with a field.</summary>
+    internal void Compare(AssemblerRegister64 register, VcpuPageField field) =>
+        assembler.AddInstruction(Instruction.Create(Code.Cmp_r64_rm64, register, Operand(field)));
+
     /// <summary>Compares a register with the low half of a field.</summary>
     internal void Compare(AssemblerRegister32 register, VcpuPageField field) =>
         assembler.AddInstruction(Instruction.Create(Code.Cmp_r32_rm32, register, Operand(field)));

@@ -5,8 +5,8 @@ using static Iced.Intel.AssemblerRegisters;
 namespace Dmp.Kvm.Patching.Templates;
 
 /// <summary>
-/// MOV to CR3 that keeps the TLB's entries (bit 63, with CR4.PCIDE) and names a root that the virtual TLB has: through the monitor. Every
-/// other CR3 load is left to the VMM.
+/// MOV to CR3 that names a root which the virtual TLB has, and keeps its entries (bit 63, with CR4.PCIDE) or would fill them as they are
+/// (<see cref="CheckedRoot"/>): through the monitor. Every other CR3 load is left to the VMM.
 /// <code>
 /// mov [Scratch0], rax
 /// mov [Scratch1], rcx
@@ -17,7 +17,17 @@ namespace Dmp.Kvm.Patching.Templates;
 /// mov rax, [SlowRootLoad]
 /// test rax, rax
 /// jnz emulate
-/// mov rax, [Roots + 0]            ; and so on for each of the eight tags
+/// bt rcx, 63
+/// jc find
+/// cmp rcx, [CheckedRoot]
+/// jne emulate
+/// mov rax, [CheckedEntry4]        ; and so on for each of the four levels
+/// mov rax, [rax]
+/// cmp rax, [CheckedEntry4 + 8]
+/// jne emulate
+/// ...
+/// bts rcx, 63
+/// find: mov rax, [Roots + 0]      ; and so on for each of the eight tags
 /// cmp rax, rcx
 /// je hit0
 /// ...
@@ -54,6 +64,9 @@ internal sealed class WriteRoot : ImplantTemplate
     internal override string Name => "write-root";
 
     /// <inheritdoc/>
+    internal override int Version => 2;
+
+    /// <inheritdoc/>
     internal override bool Matches(in Instruction instruction, in TemplateHost host) =>
         instruction.Mnemonic == Mnemonic.Mov && instruction.Op0Register == Register.CR3 && instruction.Op1Register != Register.RSP;
 
@@ -62,6 +75,7 @@ internal sealed class WriteRoot : ImplantTemplate
     {
         Assembler asm = code.Asm;
         Label change = asm.CreateLabel();
+        Label find = asm.CreateLabel();
         Label emulate = asm.CreateLabel();
         Label done = asm.CreateLabel();
         Label[] hits = new Label[VcpuPage.RootTags];
@@ -71,6 +85,20 @@ internal sealed class WriteRoot : ImplantTemplate
         code.Load(rax, VcpuPageField.SlowRootLoad);
         asm.test(rax, rax);
         asm.jne(emulate);
+        asm.bt(rcx, KeepEntriesBit);
+        asm.jb(find);
+        code.Compare(rcx, VcpuPageField.CheckedRoot);
+        asm.jne(emulate);
+        for (int step = 0; step < PageWalk.Levels; step++)
+        {
+            code.Load(rax, VcpuPage.CheckedEntry(step));
+            asm.mov(rax, __[rax]);
+            code.Compare(rax, VcpuPage.CheckedEntry(step) + 1);
+            asm.jne(emulate);
+        }
+
+        asm.bts(rcx, KeepEntriesBit);
+        asm.Label(ref find);
         for (int tag = 0; tag < hits.Length; tag++)
         {
             hits[tag] = asm.CreateLabel();

@@ -195,8 +195,10 @@ public class VirtualTlbSpecs
     {
         Random random = new(seed);
         FakeShadowMemory entries = new(random.Next(2) == 0 ? 64 : 256);
-        VirtualTlb subject = new(entries, Frames, MonitorSlot, MonitorEntry);
+        VcpuPage page = new();
+        VirtualTlb subject = new(entries, Frames, MonitorSlot, MonitorEntry, page: page);
         List<Cached> model = [];
+        Watch? watch = null;
         ulong[] bases = [User, User + (1UL << 30), Kernel, Kernel + (1UL << 39)];
         ulong[] offsets = [0, 0x1000, 0x1F_F000, 0x20_0000, 0x20_1000];
         ushort current = 0;
@@ -256,7 +258,30 @@ public class VirtualTlbSpecs
                 Check(subject.Lookup(at, false), at, model, current, userView: false);
                 Check(subject.Lookup(at, true), at, model, current, userView: true);
             }
+
+            watch = Checked(page) && watch is { } one && one.Pcid == current ? CheckWatch(subject, one, bases, offsets)
+                : Checked(page) ? watch
+                : null;
+            if (random.Next(4) == 0 && subject.TryWatch(User))
+            {
+                page[VcpuPageField.CheckedRoot] = 1;
+                watch = CheckWatch(subject, new Watch(current, subject.Lookup(User, false)), bases, offsets);
+            }
         }
+    }
+
+    private static bool Checked(VcpuPage page) => page[VcpuPageField.CheckedRoot] != 0;
+
+    /// <summary>What is watched has no entry in the low half but that of its page, which stays as it is or goes.</summary>
+    private static Watch CheckWatch(VirtualTlb subject, Watch watch, ulong[] bases, ulong[] offsets)
+    {
+        foreach (ulong at in bases.SelectMany(b => offsets.Select(o => b + o)).Where(at => at < Kernel))
+        {
+            Assert.Contains(subject.Lookup(at, false), at == User ? [0UL, watch.Entry] : new[] { 0UL });
+            Assert.Contains(subject.Lookup(at, true), at == User ? [0UL, watch.Entry] : new[] { 0UL });
+        }
+
+        return watch;
     }
 
     private static int FlushAll(VirtualTlb subject, List<Cached> model)
@@ -319,6 +344,8 @@ public class VirtualTlbSpecs
             GuestLevel = level,
             MayBeLarge = large,
         };
+
+    private sealed record Watch(ushort Pcid, ulong Entry);
 
     /// <summary>A translation that the architecture allows a processor to hold.</summary>
     private sealed record Cached(ushort Pcid, ulong Start, ulong Size, ulong FrameBase, ShadowLeaf Leaf)

@@ -30,6 +30,9 @@ internal sealed class PatchRig : IDisposable
     /// <summary>A supervisor page of the low half, another frame in the address spaces of odd PCIDs.</summary>
     internal const ulong OwnPage = 0x80_0000;
 
+    /// <summary>Frames that may be at <see cref="OwnPage"/>; each begins with its number.</summary>
+    internal const int OwnFrameCount = 4;
+
     internal const ulong Handlers = System + 0x4000;
     internal const byte InterruptVector = 0x60;
     internal const ushort KernelCode = 0x10;
@@ -61,6 +64,8 @@ internal sealed class PatchRig : IDisposable
     private readonly Vcpu vcpu;
     private readonly LocalApic apic;
     private readonly HashSet<ulong> marks = [];
+    private readonly GuestPhysicalAddress[] ownEntries = new GuestPhysicalAddress[2];
+    private GuestPhysicalAddress otherDirectoryEntry;
     private GuestResult? result;
 
     internal PatchRig(bool patching, ReadOnlySpan<byte> code, IEnumerable<ulong> marks)
@@ -95,6 +100,21 @@ internal sealed class PatchRig : IDisposable
 
     /// <summary>CR3 of a PCID: even and odd ones differ in what is at <see cref="OwnPage"/>.</summary>
     internal static ulong Root(int pcid) => (pcid % 2 == 0 ? GuestTables.Root : OtherRoot) | (uint)pcid;
+
+    /// <summary>Puts a frame at <see cref="OwnPage"/>, as the guest might: no TLB is told.</summary>
+    internal void MapOwnPage(int pcid, int frame) => machine.Shared.Memory.Word(ownEntries[pcid % 2]) = OwnEntry(frame);
+
+    /// <summary>The address spaces of odd PCIDs get one of two tables for <see cref="OwnPage"/>, as the guest might do it.</summary>
+    internal void ReplaceOwnTable(int table)
+    {
+        ulong address = OtherTables + ((2UL + (uint)table) * Paging.PageSize);
+        machine.Shared.Memory.Word(otherDirectoryEntry) = address | GuestTables.TableBits | (ulong)PageEntry.Accessed;
+        ownEntries[1] = new(address + ((ulong)Paging.Index(OwnPage, 1) * Paging.EntrySize));
+    }
+
+    /// <summary>What the guest reads at <see cref="OwnPage"/> when no TLB is in the way.</summary>
+    internal ulong OwnFrame(int pcid) =>
+        machine.Shared.Memory.Word(new(machine.Shared.Memory.Word(ownEntries[pcid % 2]) & Paging.FrameMask));
 
     /// <summary>Handler of a vector.</summary>
     internal static ulong Handler(int vector) => Handlers + (ulong)(vector * HandlerSize);
@@ -337,11 +357,20 @@ internal sealed class PatchRig : IDisposable
         }
 
         ulong last = OtherTables + (2UL * Paging.PageSize);
-        memory.Word(new(last + ((ulong)Paging.Index(OwnPage, 1) * Paging.EntrySize))) = (OwnFrames + Paging.PageSize) | Leaf;
-        memory.Word(new(OwnFrames)) = 0;
-        memory.Word(new(OwnFrames + Paging.PageSize)) = 1;
+        memory.Word(new(last + ((ulong)Paging.Index(OwnPage, 1) * Paging.EntrySize))) = OwnEntry(1);
+        for (uint frame = 0; frame < OwnFrameCount; frame++)
+        {
+            memory.Word(new(OwnFrames + (frame * Paging.PageSize))) = frame;
+        }
+
+        memory.Slice(new(last), Paging.PageSize).CopyTo(memory.Slice(new(last + Paging.PageSize), Paging.PageSize));
+        otherDirectoryEntry = new(last - Paging.PageSize + ((ulong)Paging.Index(OwnPage, 2) * Paging.EntrySize));
+        ownEntries[0] = tables.Slot(OwnPage, 1);
+        ReplaceOwnTable(0);
         State.Cr3 = GuestTables.Root;
     }
+
+    private static ulong OwnEntry(int frame) => (OwnFrames + ((ulong)frame * Paging.PageSize)) | Leaf;
 
     private static void Map(GuestTables tables, ulong address, ulong frames, int pages, ulong more)
     {
