@@ -55,6 +55,7 @@ internal sealed class PatchRig : IDisposable
     private const ulong UserFrame = 0xE0_0000;
     private const ulong OwnFrames = 0x100_0000;
     private const ulong OtherRoot = 0x120_0000;
+    private const ulong FreeFrames = 0x140_0000;
     private const ulong OtherTables = OtherRoot + Paging.PageSize;
     private const ulong Leaf = (ulong)(PageEntry.Present | PageEntry.Writable | PageEntry.Accessed | PageEntry.Dirty);
     private const ulong KernelBits = (ulong)PageEntry.Global;
@@ -65,6 +66,7 @@ internal sealed class PatchRig : IDisposable
     private readonly LocalApic apic;
     private readonly HashSet<ulong> marks = [];
     private readonly GuestPhysicalAddress[] ownEntries = new GuestPhysicalAddress[2];
+    private readonly GuestTables tables;
     private GuestPhysicalAddress otherDirectoryEntry;
     private GuestResult? result;
 
@@ -73,6 +75,7 @@ internal sealed class PatchRig : IDisposable
         machine = TinyKernel.Load(a => a.PowerOff(), patching, audit: false);
         vcpu = machine.InternalVcpus[0];
         apic = machine.Shared.Chipset.LocalApics[0];
+        tables = new GuestTables(machine.Shared.Memory);
         this.marks.UnionWith(marks);
         MapMemory();
         WriteSystem();
@@ -100,6 +103,16 @@ internal sealed class PatchRig : IDisposable
 
     /// <summary>CR3 of a PCID: even and odd ones differ in what is at <see cref="OwnPage"/>.</summary>
     internal static ulong Root(int pcid) => (pcid % 2 == 0 ? GuestTables.Root : OtherRoot) | (uint)pcid;
+
+    /// <summary>The entry of a page in the address spaces of even PCIDs; tables above it are made if need be.</summary>
+    internal ref ulong Entry(ulong page) => ref tables.Entry(page, 1);
+
+    /// <summary>A frame that nothing is in, and its first word.</summary>
+    internal ref ulong FreeFrame(int number, out ulong address)
+    {
+        address = FreeFrames + ((ulong)number * Paging.PageSize);
+        return ref machine.Shared.Memory.Word(new(address));
+    }
 
     /// <summary>Puts a frame at <see cref="OwnPage"/>, as the guest might: no TLB is told.</summary>
     internal void MapOwnPage(int pcid, int frame) => machine.Shared.Memory.Word(ownEntries[pcid % 2]) = OwnEntry(frame);
@@ -337,7 +350,6 @@ internal sealed class PatchRig : IDisposable
 
     private void MapMemory()
     {
-        GuestTables tables = new(machine.Shared.Memory);
         Map(tables, Code, CodeFrames, CodePages, KernelBits);
         Map(tables, Stack, StackFrames, StackBytes / Paging.PageSize, KernelBits);
         Map(tables, System, SystemFrames, SystemPages, KernelBits);
