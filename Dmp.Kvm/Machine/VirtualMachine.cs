@@ -212,10 +212,9 @@ public sealed class VirtualMachine : IMachine, IMachineFacts
     private SharedMachine Share(
         MachineConfiguration configuration, KvmSystem kvm, GuestMemory memory, MappedMemory monitor, CodePages code)
     {
-        if (!substrate.HostFillsSeen)
+        if (substrate.Unsupported is { } reason)
         {
-            throw new HostUnsupportedException(
-                "This KVM does not see page-table entries that the host makes present: Dmp cannot run here. See ./dmp probe.");
+            throw new HostUnsupportedException(reason);
         }
 
         KvmCpuidEntry[] supported = kvm.SupportedCpuid();

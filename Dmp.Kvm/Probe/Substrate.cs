@@ -49,6 +49,14 @@ internal sealed record Substrate
     /// </summary>
     internal bool RemovalsNeedFlush => HostRemovalsSeen || !MonitorEmulated;
 
+    /// <summary>Why no guest can run here, in a sentence for the user; null when one can.</summary>
+    internal string? Unsupported =>
+        !HostFillsSeen ? "This KVM does not see page-table entries that the host makes present: Dmp cannot run here. See ./dmp probe."
+        : !HostRemovalsSeen && !MonitorEmulated
+            ? "This KVM keeps page tables of its own beside Dmp's, as with EPT or NPT switched off (kvm_intel.ept, kvm_amd.npt): guests fail there. "
+                + "See docs/hardware.md."
+        : null;
+
     /// <summary>Measures a host. Takes some tens of milliseconds.</summary>
     /// <exception cref="HostUnsupportedException">It cannot run deprivileged guests.</exception>
     internal static Substrate Measure(KvmSystem kvm)

@@ -23,7 +23,7 @@ public static class SubstrateProbe
     }
 
     /// <summary>The strategies that follow from what was measured.</summary>
-    internal static IReadOnlyList<string> Strategies(Substrate found) =>
+    internal static IReadOnlyList<string> Strategies(Substrate found) => found.Unsupported is { } reason ? [reason] :
     [
         "guest kernel and guest user both run natively at CPL 3",
         found.RemovalsNeedFlush

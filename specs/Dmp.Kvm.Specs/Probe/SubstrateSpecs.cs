@@ -14,16 +14,30 @@ public class SubstrateSpecs
     [InlineData(true, EmulatedNanoseconds, true)]
     [InlineData(false, NativeNanoseconds, true)]
     [InlineData(false, EmulatedNanoseconds, false)]
-    public void Removals(bool seen, double nanoseconds, bool flush) => Assert.Equal(flush, new Substrate
+    public void Removals(bool seen, double nanoseconds, bool flush) => Assert.Equal(flush, Host(true, seen, nanoseconds).RemovalsNeedFlush);
+
+    [Theory(DisplayName = "A host where guests cannot run is told from others, and the probe says nothing but why")]
+    [InlineData(true, true, NativeNanoseconds, true)]
+    [InlineData(true, false, EmulatedNanoseconds, true)]
+    [InlineData(true, false, NativeNanoseconds, false)]
+    [InlineData(false, true, NativeNanoseconds, false)]
+    public void Supported(bool fills, bool removals, double nanoseconds, bool supported)
+    {
+        Substrate host = Host(fills, removals, nanoseconds);
+        Assert.Equal(supported, host.Unsupported is null);
+        Assert.Equal(supported, SubstrateProbe.Strategies(host).Count > 1);
+    }
+
+    private static Substrate Host(bool fillsSeen, bool removalsSeen, double nanoseconds) => new()
     {
         MonitorInstructionNanoseconds = nanoseconds,
         ExitMicroseconds = 1,
-        HostRemovalsSeen = seen,
-        HostFillsSeen = true,
+        HostRemovalsSeen = removalsSeen,
+        HostFillsSeen = fillsSeen,
         SyscallEntersCpl0 = true,
         UserCpuidIsHosts = false,
         UserFsGsBase = true,
         TscOffset = 0,
         TscFrequency = 1,
-    }.RemovalsNeedFlush);
+    };
 }
