@@ -20,7 +20,7 @@ internal sealed class CheckedRoot(GuestMemory memory, VirtualTlb tlb, VcpuPage p
     /// <param name="virtualAddress">The page, one of the low half that only the kernel reaches.</param>
     internal void Offer(in PagingMode mode, ulong virtualAddress)
     {
-        if (!tlb.TryWatch(virtualAddress) || !PageWalk.TryPath(memory, mode.Cr3, virtualAddress, path)
+        if (!PageWalk.TryPath(memory, mode.Cr3, virtualAddress, path) || !tlb.TryWatch(virtualAddress)
             || !IsWhatTheTablesSay(tlb.Lookup(virtualAddress, userView: false)))
         {
             return;

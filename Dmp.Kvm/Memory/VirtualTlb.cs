@@ -148,12 +148,11 @@ internal sealed class VirtualTlb
 
     /// <summary>
     /// Whether the current tag has no entry of its own but that of one page. If so, <see cref="VcpuPageField.CheckedRoot"/> is for it from now
-    /// on, and taken back with its next entry, also a new one for the page. Entries that go do no harm.
+    /// on, and taken back with its next entry, also a new one for the page. Entries that go do no harm. If not, it stays what it is.
     /// </summary>
     /// <param name="virtualAddress">An address of the page, in the low half.</param>
     internal bool TryWatch(ulong virtualAddress)
     {
-        Unwatch();
         int slot = FindLeaf(tags[Current].KernelRoot, virtualAddress);
         if (slot >= 0 && levels[TableOf(slot)] != 1)
         {
@@ -173,6 +172,7 @@ internal sealed class VirtualTlb
             }
         }
 
+        Unwatch();
         watched = Current;
         return true;
     }
