@@ -231,7 +231,7 @@ internal sealed class MemoryFaults
             FillNeighbours(address, kernelCode);
         }
 
-        if (temporaryPage == (address & ~Paging.PageOffsetMask))
+        if (kernelCode && temporaryPage == (address & ~Paging.PageOffsetMask))
         {
             checkedRoot?.Offer(state.Paging, temporaryPage);
         }

@@ -15,7 +15,7 @@ internal sealed class CheckedRoot(GuestMemory memory, VirtualTlb tlb, VcpuPage p
 {
     private readonly PathEntry[] path = new PathEntry[PageWalk.Levels];
 
-    /// <summary>Offers the current root, if it is one.</summary>
+    /// <summary>Offers the current root, if it is one. The page's entry, if there is one, was filled for the kernel: no user view has it.</summary>
     /// <param name="mode">The guest's paging mode.</param>
     /// <param name="virtualAddress">The page, one of the low half that only the kernel reaches.</param>
     internal void Offer(in PagingMode mode, ulong virtualAddress)
