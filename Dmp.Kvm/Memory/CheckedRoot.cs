@@ -33,8 +33,8 @@ internal sealed class CheckedRoot(GuestMemory memory, VirtualTlb tlb, VcpuPage p
                 return;
             }
 
-            page[VcpuPage.CheckedEntry(step)] = address;
-            page[VcpuPage.CheckedEntry(step) + 1] = path[step].Entry;
+            page[VcpuPage.CheckedSlot(step)] = address;
+            page[VcpuPage.CheckedSlot(step) + 1] = path[step].Entry;
         }
 
         page[VcpuPageField.CheckedRoot] = mode.Cr3;

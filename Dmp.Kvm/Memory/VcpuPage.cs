@@ -35,11 +35,10 @@ internal sealed class VcpuPage
     /// <summary>Address of a field, for implants.</summary>
     internal static ulong Address(VcpuPageField field) => MachineLayout.VcpuPageAddress + ((ulong)field * sizeof(ulong));
 
-    /// <summary>
-    /// The field with the address of an entry that leads to the page of <see cref="VcpuPageField.CheckedRoot"/>; what is there follows.
-    /// </summary>
+    /// <summary>The field that says where an entry is that leads to the page of <see cref="VcpuPageField.CheckedRoot"/>; the entry follows.</summary>
     /// <param name="step">0 for the entry of the top level.</param>
-    internal static VcpuPageField CheckedEntry(int step) => VcpuPageField.CheckedEntry4 + (step * 2);
+    internal static VcpuPageField CheckedSlot(int step) =>
+        VcpuPageField.CheckedSlot4 + (step * (VcpuPageField.CheckedSlot3 - VcpuPageField.CheckedSlot4));
 
     /// <summary>The field with the CR3 value of a tag; its kernel view and its user view follow.</summary>
     internal static VcpuPageField RootKey(int tag) => VcpuPageField.Roots + (tag * FieldsPerRoot);
@@ -140,23 +139,35 @@ internal enum VcpuPageField
     /// </summary>
     CheckedRoot,
 
-    /// <summary>Where the entry of level 4 can be read, and what it was.</summary>
+    /// <summary>Where the entry of level 4 can be read.</summary>
+    CheckedSlot4,
+
+    /// <summary>What it was.</summary>
     CheckedEntry4,
 
+    /// <summary>As <see cref="CheckedSlot4"/>, of level 3.</summary>
+    CheckedSlot3,
+
     /// <summary>As <see cref="CheckedEntry4"/>, of level 3.</summary>
-    CheckedEntry3 = CheckedEntry4 + 2,
+    CheckedEntry3,
+
+    /// <summary>As <see cref="CheckedSlot4"/>, of level 2.</summary>
+    CheckedSlot2,
 
     /// <summary>As <see cref="CheckedEntry4"/>, of level 2.</summary>
-    CheckedEntry2 = CheckedEntry3 + 2,
+    CheckedEntry2,
+
+    /// <summary>As <see cref="CheckedSlot4"/>, of level 1.</summary>
+    CheckedSlot1,
 
     /// <summary>As <see cref="CheckedEntry4"/>, of level 1.</summary>
-    CheckedEntry1 = CheckedEntry2 + 2,
+    CheckedEntry1,
 
     /// <summary>
     /// The roots of the virtual TLB's tags: for each the CR3 value that makes it current and keeps its entries, its kernel view and its
     /// user view.
     /// </summary>
-    Roots = CheckedEntry1 + 2,
+    Roots,
 
     /// <summary>Number of fields.</summary>
     Count = Roots + (VcpuPage.RootTags * VcpuPage.FieldsPerRoot),

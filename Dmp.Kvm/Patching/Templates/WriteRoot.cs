@@ -21,9 +21,9 @@ namespace Dmp.Kvm.Patching.Templates;
 /// jc find
 /// cmp rcx, [CheckedRoot]
 /// jne emulate
-/// mov rax, [CheckedEntry4]        ; and so on for each of the four levels
+/// mov rax, [CheckedSlot4]         ; and so on for each of the four levels
 /// mov rax, [rax]
-/// cmp rax, [CheckedEntry4 + 8]
+/// cmp rax, [CheckedEntry4]
 /// jne emulate
 /// ...
 /// bts rcx, 63
@@ -91,9 +91,9 @@ internal sealed class WriteRoot : ImplantTemplate
         asm.jne(emulate);
         for (int step = 0; step < PageWalk.Levels; step++)
         {
-            code.Load(rax, VcpuPage.CheckedEntry(step));
+            code.Load(rax, VcpuPage.CheckedSlot(step));
             asm.mov(rax, __[rax]);
-            code.Compare(rax, VcpuPage.CheckedEntry(step) + 1);
+            code.Compare(rax, VcpuPage.CheckedSlot(step) + 1);
             asm.jne(emulate);
         }
 

@@ -72,6 +72,17 @@ public class PatchDisassemblySpecs
         Assert.EndsWith("0xffffffff81000016", shown[^1].Text, StringComparison.Ordinal);
     }
 
+    [Fact(DisplayName = "What an implant shares with the VMM has a name, each field its own")]
+    public void Shared()
+    {
+        // mov cr3, rdi; nop; nop
+        PatchPlan load = Pushf with { Original = [0x0f, 0x22, 0xdf, 0x90, 0x90], Templates = [Current("write-root")] };
+        string text = string.Join('\n', PatchDisassembly.Implant(load, NoNames, out _).Select(line => line.Text));
+        Assert.Contains("vcpu.CheckedSlot1", text, StringComparison.Ordinal);
+        Assert.Contains("vcpu.CheckedEntry1", text, StringComparison.Ordinal);
+        Assert.DoesNotMatch(@"vcpu\.\d", text);
+    }
+
     [Fact(DisplayName = "An implant of another template version, of a template that is gone or of bytes that do not fit is not made up")]
     public void Not_made_up()
     {
