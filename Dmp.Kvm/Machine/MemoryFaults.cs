@@ -220,7 +220,8 @@ internal sealed class MemoryFaults
             MayBeLarge = translation.Level > 1 && !stepped && IsPlainLargePage(frame),
         };
         tlb.Fill(address, leaf, state.UserMode);
-        if (kernelCode && address <= LastUserAddress)
+        bool isTemporary = kernelCode && address <= LastUserAddress;
+        if (isTemporary)
         {
             // Linux patches its text through an address space of its own, with one such page.
             temporaryPage = address & ~Paging.PageOffsetMask;
@@ -231,7 +232,7 @@ internal sealed class MemoryFaults
             FillNeighbours(address, kernelCode);
         }
 
-        if (kernelCode && temporaryPage == (address & ~Paging.PageOffsetMask))
+        if (isTemporary)
         {
             checkedRoot?.Offer(state.Paging, temporaryPage);
         }
