@@ -51,14 +51,7 @@ internal static class TinyKernel
 
     public static void SkipWithoutKvm() => Skip.IfNot(HasKvm(), "no /dev/kvm that this user can open");
 
-    public static byte[] Assemble(Action<Assembler> write)
-    {
-        var assembler = new Assembler(64);
-        write(assembler);
-        using var code = new MemoryStream();
-        assembler.Assemble(new StreamCodeWriter(code), Entry);
-        return code.ToArray();
-    }
+    public static byte[] Assemble(Action<Assembler> write) => TinyMultiboot.Assemble(64, Entry, write);
 
     /// <summary>Writes a text to the serial port, character by character. Changes RAX and RDX.</summary>
     public static void Print(this Assembler a, string text)

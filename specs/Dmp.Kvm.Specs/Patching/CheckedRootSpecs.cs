@@ -1,6 +1,4 @@
 using Dmp.Kvm.Specs.Machine;
-using FsCheck;
-using FsCheck.Fluent;
 using Iced.Intel;
 using static Iced.Intel.AssemblerRegisters;
 
@@ -14,17 +12,14 @@ public class CheckedRootSpecs
     private const ulong KeepEntries = 1UL << 63;
     private const ulong Site = PatchRig.Code;
 
-    private static readonly Arbitrary<int> Seeds = Gen.Choose(int.MinValue, int.MaxValue).ToArbitrary();
-
     [SkippableFact(DisplayName = "Behind a CR3 load that empties the TLB the guest sees what its tables say, whether the load exited or not")]
     public void Fresh()
     {
         using PatchRig rig = Load();
         int emptying = 0;
         int withoutExit = 0;
-        Check.One(Config.QuickThrowOnFailure.WithMaxTest(Loads), Prop.ForAll(Seeds, seed =>
+        PatchRig.CheckSeeds(Loads, random =>
         {
-            Random random = new(seed);
             int pcid = random.Next(2, 5);
             switch (random.Next(6))
             {
@@ -47,24 +42,24 @@ public class CheckedRootSpecs
                 emptying++;
                 withoutExit += rig.Emulations - before == 1 ? 1 : 0;
             }
-        }));
+        });
 
         // Two thirds of the time nothing changes, but often the PCID does.
         Assert.InRange(withoutExit, emptying / 10, emptying);
     }
 
+    private static void Write(Assembler a)
+    {
+        a.mov(cr3, rax);
+        a.mov(rsi, __qword_ptr[(long)PatchRig.OwnPage]);
+        a.nop();
+        a.nop();
+    }
+
     private static PatchRig Load()
     {
-        Assembler code = new(64);
-        code.mov(cr3, rax);
-        code.mov(rsi, __qword_ptr[(long)PatchRig.OwnPage]);
-        code.nop();
-        code.nop();
-        using MemoryStream bytes = new();
-        _ = code.Assemble(new StreamCodeWriter(bytes), Site);
-        ulong mark = Site + (ulong)bytes.Length;
-        bytes.Write(PatchRig.Mark);
-        PatchRig rig = new(patching: true, bytes.ToArray(), [mark]);
+        byte[] code = PatchRig.Marked(Site, Write, out ulong mark);
+        PatchRig rig = new(patching: true, code, [mark]);
 
         // Only a page that has run can be patched.
         GuestState state = GuestState.Plain(Site);

@@ -44,20 +44,20 @@ public class HaltSpecs
         ShouldBeInHandler(rig, rig.RunOn());
     }
 
-    private static PatchRig Load(bool patched)
+    private static void Write(Assembler a)
     {
-        Assembler code = new(64);
-        code.sti();
-        code.hlt();
+        a.sti();
+        a.hlt();
         for (int padding = 0; padding < ImplantRoom; padding++)
         {
-            code.nop();
+            a.nop();
         }
+    }
 
-        using MemoryStream bytes = new();
-        _ = code.Assemble(new StreamCodeWriter(bytes), Site);
-        bytes.Write(PatchRig.Mark);
-        PatchRig rig = new(patched, bytes.ToArray(), [BehindHalt + ImplantRoom]);
+    private static PatchRig Load(bool patched)
+    {
+        byte[] code = PatchRig.Marked(Site, Write, out ulong mark);
+        PatchRig rig = new(patched, code, [mark]);
         if (patched)
         {
             _ = rig.Run(GuestState.Plain(BehindHalt)); // Only a page that has run can be patched.

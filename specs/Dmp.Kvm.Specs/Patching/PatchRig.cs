@@ -7,6 +7,8 @@ using Dmp.Kvm.Memory;
 using Dmp.Kvm.Patching;
 using Dmp.Kvm.Specs.Machine;
 using Dmp.Kvm.Specs.Memory;
+using FsCheck;
+using FsCheck.Fluent;
 using Iced.Intel;
 
 namespace Dmp.Kvm.Specs.Patching;
@@ -86,6 +88,19 @@ internal sealed class PatchRig : IDisposable
         const ulong SpuriousVector = 0xF0;
         apic.Write(SpuriousVector, sizeof(uint), 0x1FF);
         vcpu.BeforeEmulation = NoteMark;
+    }
+
+    /// <summary>Checks something with many seeds on the rigs at hand; one that fails is told.</summary>
+    internal static void CheckSeeds(int count, Action<Random> check) => Check.One(
+        Config.QuickThrowOnFailure.WithMaxTest(count),
+        Prop.ForAll(Gen.Choose(int.MinValue, int.MaxValue).ToArbitrary(), seed => check(new Random(seed))));
+
+    /// <summary>Code for an address, and a mark behind it.</summary>
+    internal static byte[] Marked(ulong address, Action<Assembler> write, out ulong mark)
+    {
+        byte[] code = TinyMultiboot.Assemble(64, address, write);
+        mark = address + (ulong)code.Length;
+        return [.. code, .. Mark];
     }
 
     internal VirtualMachine Machine => machine;

@@ -1,8 +1,6 @@
 using Dmp.Kvm.Cpu;
 using Dmp.Kvm.Patching;
 using Dmp.Kvm.Specs.Machine;
-using FsCheck;
-using FsCheck.Fluent;
 
 namespace Dmp.Kvm.Specs.Patching;
 
@@ -11,8 +9,6 @@ namespace Dmp.Kvm.Specs.Patching;
 public class TemplateSpecs
 {
     private const int States = 2000;
-
-    private static readonly Arbitrary<int> Seeds = Gen.Choose(int.MinValue, int.MaxValue).ToArbitrary();
 
     public static TheoryData<string> Templates => [.. TemplateCase.All.Select(known => known.Template)];
 
@@ -38,15 +34,14 @@ public class TemplateSpecs
         }
 
         long before = patched.Emulations;
-        Check.One(Config.QuickThrowOnFailure.WithMaxTest(States), Prop.ForAll(Seeds, seed =>
+        PatchRig.CheckSeeds(States, random =>
         {
-            Random random = new(seed);
             GuestState state = GuestState.Any(random, pieces.Sites[random.Next(pieces.Sites.Length)]);
             known.Arrange(state, random);
             GuestResult original = trapped.Run(state);
             string difference = original.Difference(patched.Run(state), known.Dead(state, original));
             Assert.True(difference.Length == 0, difference);
-        }));
+        });
 
         // An original and its mark are two emulations; what ends at a handler or mark alone was done by the implant.
         Assert.InRange(patched.Emulations - before, States, States * 9 / 5);

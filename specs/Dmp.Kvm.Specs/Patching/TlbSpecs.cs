@@ -1,8 +1,6 @@
 using Dmp.Kvm.Cpu;
 using Dmp.Kvm.Memory;
 using Dmp.Kvm.Specs.Machine;
-using FsCheck;
-using FsCheck.Fluent;
 using Iced.Intel;
 using static Iced.Intel.AssemblerRegisters;
 
@@ -25,7 +23,6 @@ public class TlbSpecs
     private const ulong Present = (ulong)(PageEntry.Present | PageEntry.Writable);
 
     private static readonly int[] Pcids = [2, 4, 6];
-    private static readonly Arbitrary<int> Seeds = Gen.Choose(int.MinValue, int.MaxValue).ToArbitrary();
 
     private readonly List<Page> pages =
     [
@@ -51,9 +48,8 @@ public class TlbSpecs
 
         pages.ForEach(page => Map(rig, page, Absent));
         int pcid = Pcids[0];
-        Check.One(Config.QuickThrowOnFailure.WithMaxTest(Steps), Prop.ForAll(Seeds, seed =>
+        PatchRig.CheckSeeds(Steps, random =>
         {
-            Random random = new(seed);
             Page page = pages[random.Next(pages.Count)];
             if (random.Next(3) == 0)
             {
@@ -91,7 +87,7 @@ public class TlbSpecs
             {
                 Assert.Contains((int)result["rsi"], page.Seen(pcid));
             }
-        }));
+        });
     }
 
     private static void Map(PatchRig rig, Page page, int frame)
@@ -114,14 +110,8 @@ public class TlbSpecs
         marks = new ulong[pieces.Length];
         for (int index = 0; index < pieces.Length; index++)
         {
-            Assembler assembler = new(64);
-            pieces[index](assembler);
-            assembler.mov(rsi, __qword_ptr[rdx]);
-            using MemoryStream bytes = new();
-            _ = assembler.Assemble(new StreamCodeWriter(bytes), PatchRig.Code + (ulong)(index * PieceSize));
-            marks[index] = PatchRig.Code + (ulong)(index * PieceSize) + (ulong)bytes.Length;
-            bytes.Write(PatchRig.Mark);
-            bytes.ToArray().CopyTo(code, index * PieceSize);
+            Action<Assembler> piece = pieces[index] + (a => a.mov(rsi, __qword_ptr[rdx]));
+            PatchRig.Marked(PatchRig.Code + (ulong)(index * PieceSize), piece, out marks[index]).CopyTo(code, index * PieceSize);
         }
 
         return code;
