@@ -44,6 +44,9 @@ public sealed record ControlSettings
     /// <summary>How often hot sites are looked for.</summary>
     public required TimeSpan DetectionInterval { get; init; }
 
+    /// <summary>Limit of that interval, which doubles while there are too few exits for a hot site.</summary>
+    public required TimeSpan LongestDetectionInterval { get; init; }
+
     /// <summary>Exits, decayed, that make a site hot.</summary>
     public required int HotThreshold { get; init; }
 
@@ -132,6 +135,7 @@ public sealed record ControlSettings
             RestartLimit = Count(config, "dmp.supervision.restart-limit"),
             RestartWindow = Time(config, "dmp.supervision.restart-window"),
             DetectionInterval = Time(config, "dmp.patching.detection-interval"),
+            LongestDetectionInterval = Time(config, "dmp.patching.longest-detection-interval"),
             HotThreshold = Count(config, "dmp.patching.threshold", least: 1),
             HalfLife = Time(config, "dmp.patching.half-life"),
             BatchLimit = Count(config, "dmp.patching.batch-limit", least: 1),

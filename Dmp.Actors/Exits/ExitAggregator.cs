@@ -20,6 +20,7 @@ public sealed class ExitAggregator : ReceiveActor, IWithTimers
     private IActorRef planner = ActorRefs.Nobody;
     private double? exitsPerSecond;
     private long detected;
+    private TimeSpan untilNextDetection;
 
     /// <summary>Creates the actor; use <see cref="Props"/>.</summary>
     /// <param name="sampler">Reads the exit tables.</param>
@@ -37,7 +38,7 @@ public sealed class ExitAggregator : ReceiveActor, IWithTimers
         Receive<ExitProtocol.ReportHotSites>(report =>
         {
             planner = report.To;
-            Timers.StartPeriodicTimer(nameof(DetectionTick), DetectionTick.Instance, settings.DetectionInterval);
+            DetectAfter(settings.DetectionInterval);
         });
         Receive<ExitProtocol.CutPhase>(cut => ledger.Cut(cut.Name, cut.At));
         Receive<ExitProtocol.GetTotals>(get =>
@@ -91,13 +92,17 @@ public sealed class ExitAggregator : ReceiveActor, IWithTimers
 
     private void Detect()
     {
-        // Not for fewer exits than make one site hot: a guest that idles has thousands of sites, and none of them gets hotter.
+        // Not for fewer exits than make one site hot: a guest that idles has thousands of sites, and none of them gets hotter. Its host is
+        // not woken as often either.
         long total = sampler.Total();
         if (total - detected < settings.HotThreshold)
         {
+            TimeSpan doubled = 2 * untilNextDetection;
+            DetectAfter(doubled < settings.LongestDetectionInterval ? doubled : settings.LongestDetectionInterval);
             return;
         }
 
+        DetectAfter(settings.DetectionInterval);
         detected = total;
         TimeSpan at = sampler.Now;
         ImmutableArray<HotSite> hot = hotSites.Sample(at, sites.Take(), settings.BatchLimit);
@@ -105,6 +110,12 @@ public sealed class ExitAggregator : ReceiveActor, IWithTimers
         {
             planner.Tell(new PlanningProtocol.HotSitesDetected(at, hot));
         }
+    }
+
+    private void DetectAfter(TimeSpan time)
+    {
+        untilNextDetection = time;
+        Timers.StartSingleTimer(nameof(DetectionTick), DetectionTick.Instance, time);
     }
 
     private void TakeSample()

@@ -60,9 +60,52 @@ public sealed class ExitAggregatorSpecs : TestKit
         Assert.False(HasMessages);
     }
 
-    private async Task DetectAsync()
+    [Fact(DisplayName = "While too few exits come for a hot site it is looked for less and less often, and as often as before when they come again")]
+    public async Task Idle()
     {
-        ((TestScheduler)Sys.Scheduler).Advance(Settings.Shipped.DetectionInterval);
+        // The timer is set when the first message has been read.
+        await AdvanceAsync(TimeSpan.Zero);
+        TimeSpan until = await SearchedAfterAsync();
+        Assert.Equal(Settings.Shipped.DetectionInterval, until);
+        while (until < Settings.Shipped.LongestDetectionInterval)
+        {
+            TimeSpan longer = 2 * until;
+            await AdvanceAsync(until);
+            until = longer < Settings.Shipped.LongestDetectionInterval ? longer : Settings.Shipped.LongestDetectionInterval;
+        }
+
+        await AdvanceAsync(until);
+        Assert.Equal(Settings.Shipped.LongestDetectionInterval, await SearchedAfterAsync());
+        Assert.Equal(Settings.Shipped.DetectionInterval, await SearchedAfterAsync());
+    }
+
+    /// <summary>Makes a site hot, and moves the time on in small steps until that is reported.</summary>
+    private async Task<TimeSpan> SearchedAfterAsync()
+    {
+        TimeSpan step = TimeSpan.FromMilliseconds(1);
+        for (int exit = 0; exit < Settings.Shipped.HotThreshold; exit++)
+        {
+            vcpus[0].Count(ExitKind.Privileged, Site);
+        }
+
+        for (TimeSpan after = step; after < 2 * Settings.Shipped.LongestDetectionInterval; after += step)
+        {
+            await AdvanceAsync(step);
+            if (HasMessages)
+            {
+                _ = await ExpectMsgAsync<PlanningProtocol.HotSitesDetected>(Limit);
+                return after;
+            }
+        }
+
+        throw new Xunit.Sdk.XunitException("the site was not reported");
+    }
+
+    private Task DetectAsync() => AdvanceAsync(Settings.Shipped.LongestDetectionInterval);
+
+    private async Task AdvanceAsync(TimeSpan time)
+    {
+        ((TestScheduler)Sys.Scheduler).Advance(time);
         _ = await aggregator.Ask<ActorIdentity>(new Identify(null), Limit);
     }
 }
