@@ -24,6 +24,9 @@ public sealed class MachineRun : IAsyncDisposable
         Completion = completion;
     }
 
+    /// <summary>How many vCPUs it has.</summary>
+    public int Cpus => machine.Vcpus.Count;
+
     /// <summary>The result. Never faults: a failure of ours is an outcome too.</summary>
     public Task<MachineResult> Completion { get; }
 

@@ -68,7 +68,7 @@ internal sealed record GuestSection
 
     public string? KernelId { get; init; }
 
-    public required int Cpus { get; init; }
+    public required int? Cpus { get; init; }
 
     public required ulong MemoryBytes { get; init; }
 

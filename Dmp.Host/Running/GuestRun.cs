@@ -29,6 +29,7 @@ internal static class GuestRun
         var settings = ControlSettings.Load(host.SettingsPath);
         JournalConnection? journal = plan.Machine.Patching ? Journal(plan, settings) : null;
         IMachine machine = CreateMachine(host, plan);
+        plan = plan with { Machine = plan.Machine with { Cpus = machine.Vcpus.Count } };
         var options = new RunOptions
         {
             Sink = sink,

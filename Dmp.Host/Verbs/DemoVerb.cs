@@ -42,9 +42,12 @@ internal static class DemoVerb
             Timeout = Limit,
             ReportPath = reportPath,
         };
-        host.Error.WriteLine($"dmp: booting {images.Kernel}, {plan.Machine.Cpus} vCPU, {MemorySize.Format(Memory)}");
         var screen = new DemoScreen();
-        FinishedRun finished = await GuestRun.ExecuteAsync(host, plan, screen, run => screen.ShowAsync(run, host)).ConfigureAwait(false);
+        FinishedRun finished = await GuestRun.ExecuteAsync(host, plan, screen, run =>
+        {
+            host.Error.WriteLine($"dmp: booting {images.Kernel}, {run.Cpus} vCPU{(run.Cpus == 1 ? "" : "s")}, {MemorySize.Format(Memory)}");
+            return screen.ShowAsync(run, host);
+        }).ConfigureAwait(false);
         FailureText.Write(finished, host.Error);
 
         IAnsiConsole console = host.TextConsole();

@@ -36,7 +36,7 @@ internal static class OptionParsers
             : ushort.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out ushort number) ? number : (ushort?)null);
 
     /// <summary>A number within bounds.</summary>
-    public static Option<int> Number(string name, string description, int least, int most) => Make(
+    public static Option<int?> Number(string name, string description, int least, int most) => MakeOptional(
         name,
         description,
         string.Create(CultureInfo.InvariantCulture, $"a number from {least} to {most}"),

@@ -30,9 +30,8 @@ internal static class RunVerb
             HelpName = "TEXT",
             DefaultValueFactory = _ => "console=ttyS0",
         };
-        Option<int> cpus = OptionParsers.Number("--cpus", "Number of vCPUs", 1, MaximumCpus);
+        Option<int?> cpus = OptionParsers.Number("--cpus", "Number of vCPUs [default: 2, where the host can run them]", 1, MaximumCpus);
         cpus.HelpName = "N";
-        cpus.DefaultValueFactory = _ => 1;
         Option<ulong> memory = OptionParsers.Memory("--memory", $"Guest RAM, for example 1G [default: {MemorySize.Format(DefaultMemory)}]");
         memory.HelpName = "SIZE";
         var mode = new Option<string>("--mode")

@@ -18,8 +18,11 @@ public sealed record MachineConfiguration
     /// <summary>Whether a bzImage is entered in 32-bit mode, also if it has a 64-bit entry.</summary>
     public bool Use32BitEntry { get; init; }
 
-    /// <summary>Number of vCPUs, 1 to 16.</summary>
-    public int Cpus { get; init; } = 1;
+    /// <summary>
+    /// Number of vCPUs, 1 to 16; null for the usual number: two, or one where the host has no second processor for this process or its
+    /// KVM does not start a guest's other CPUs.
+    /// </summary>
+    public int? Cpus { get; init; }
 
     /// <summary>Guest RAM in bytes; a multiple of 2 MiB.</summary>
     public ulong MemoryBytes { get; init; } = 512UL << 20;

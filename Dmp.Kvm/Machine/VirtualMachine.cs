@@ -16,6 +16,7 @@ namespace Dmp.Kvm.Machine;
 /// <summary>A machine on KVM, loaded with a kernel and ready to run.</summary>
 public sealed class VirtualMachine : IMachine, IMachineFacts
 {
+    private const int UsualCpus = 2;
     private const double ShortestKickRetry = 50_000;
 
     private readonly List<IDisposable> owned = [];
@@ -34,16 +35,18 @@ public sealed class VirtualMachine : IMachine, IMachineFacts
             using KernelImage kernel = KernelImage.Open(configuration.KernelPath);
             KvmSystem kvm = Own(KvmSystem.Open());
             KvmVm vm = Own(kvm.CreateVm());
+            Lazy<bool> startsUp = new(() => StartUpProbe.Works(kvm));
+            int cpus = configuration.Cpus ?? (Environment.ProcessorCount >= UsualCpus && startsUp.Value ? UsualCpus : 1);
             GuestMemory memory = Own(GuestMemory.Create(configuration.MemoryBytes));
             boot = KernelLoader.Load(memory, kernel, new BootRequest
             {
                 CommandLine = configuration.CommandLine,
                 InitrdPath = configuration.InitrdPath,
-                Cpus = configuration.Cpus,
+                Cpus = cpus,
                 Use32BitEntry = configuration.Use32BitEntry,
             });
-            MappedMemory monitor = Own(MappedMemory.Create("dmp-monitor", MachineLayout.MonitorSize(configuration.Cpus)));
-            MonitorImage.Write(monitor, configuration.Cpus);
+            MappedMemory monitor = Own(MappedMemory.Create("dmp-monitor", MachineLayout.MonitorSize(cpus)));
+            MonitorImage.Write(monitor, cpus);
             MapMemory(vm, memory, monitor);
             console = new SerialConsole();
             substrate = Substrate.Measure(kvm);
@@ -60,20 +63,20 @@ public sealed class VirtualMachine : IMachine, IMachineFacts
                     monitor,
                     boot.KernelVirtualBase.Value)
                 : null;
-            bool startsUp = configuration.Cpus > 1 || boot.Mode == BootMode.ProtectedMode;
-            if (startsUp && !StartUpProbe.Works(kvm))
+            bool hasStartUp = cpus > 1 || boot.Mode == BootMode.ProtectedMode;
+            if (hasStartUp && !startsUp.Value)
             {
                 throw new HostUnsupportedException(
                     "This KVM does not run code on its way to 64-bit mode: a guest has one CPU here (--cpus 1), and a kernel that is entered "
                     + "in 64-bit mode. See ./dmp probe.");
             }
 
-            shared = Share(configuration, kvm, memory, monitor, code) with
+            shared = Share(configuration, cpus, kvm, memory, monitor, code) with
             {
-                KvmAnswersCpuid = startsUp || !substrate.UserCpuidIsHosts,
-                WatchesMsrs = startsUp && vm.TryWatchMsrs(),
+                KvmAnswersCpuid = hasStartUp || !substrate.UserCpuidIsHosts,
+                WatchesMsrs = hasStartUp && vm.TryWatchMsrs(),
             };
-            vcpus = new Vcpu[configuration.Cpus];
+            vcpus = new Vcpu[cpus];
             for (int index = 0; index < vcpus.Length; index++)
             {
                 vcpus[index] = Own(new Vcpu(shared, vm, index));
@@ -210,7 +213,7 @@ public sealed class VirtualMachine : IMachine, IMachineFacts
     }
 
     private SharedMachine Share(
-        MachineConfiguration configuration, KvmSystem kvm, GuestMemory memory, MappedMemory monitor, CodePages code)
+        MachineConfiguration configuration, int cpus, KvmSystem kvm, GuestMemory memory, MappedMemory monitor, CodePages code)
     {
         if (substrate.Unsupported is { } reason)
         {
@@ -232,13 +235,13 @@ public sealed class VirtualMachine : IMachine, IMachineFacts
             Monitor = monitor,
             Code = code,
             Patches = patches,
-            Cpuid = new CpuidModel(visible, new CpuidConfiguration(configuration.Cpus, frequency, intel)),
+            Cpuid = new CpuidModel(visible, new CpuidConfiguration(cpus, frequency, intel)),
             SupportedCpuid = supported,
             Clock = clock,
             Chipset = new Chipset(
-                configuration.Cpus, clock, control, console, configuration.MemoryBytes, configuration.DebugExitPort),
+                cpus, clock, control, console, configuration.MemoryBytes, configuration.DebugExitPort),
             Control = control,
-            Shootdown = new TlbShootdown(configuration.Cpus, memory.FrameLimit, control.Kick),
+            Shootdown = new TlbShootdown(cpus, memory.FrameLimit, control.Kick),
             ParavirtualClock = new ParavirtualClock(memory, clock),
             UnownedMsrs = new UnownedMsrs(),
             Audit = configuration.Audit,

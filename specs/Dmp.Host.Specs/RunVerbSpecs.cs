@@ -68,6 +68,25 @@ public class RunVerbSpecs
         Assert.Empty(configuration.DisabledTemplates);
     }
 
+    [Fact(DisplayName = "How many vCPUs is the machine's to decide unless the command line says it, and the report has what it decided")]
+    public async Task Usual_cpus()
+    {
+        MachineConfiguration? configuration = null;
+        using var harness = new Harness
+        {
+            CreateMachine = given =>
+            {
+                configuration = given;
+                return Guest("off", "");
+            },
+        };
+        string report = Path.Combine(harness.Directory, "report.json");
+        await harness.RunAsync("run", "--kernel", harness.Kernel, "--report", report);
+        Assert.Null(configuration!.Cpus);
+        using var json = JsonDocument.Parse(await File.ReadAllTextAsync(report));
+        Assert.Equal(1, json.RootElement.GetProperty("guest").GetProperty("cpus").GetInt32());
+    }
+
     [Theory(DisplayName = "Only --mode trap makes no patches, and templates that are not wanted are not used")]
     [InlineData("", true, "")]
     [InlineData("--mode dmp", true, "")]

@@ -77,7 +77,7 @@ internal static class DmpProcess
         }
     }
 
-    /// <summary>Runs the Debian guest, with a journal of its own unless the options name one.</summary>
+    /// <summary>Runs the Debian guest, on one vCPU and with a journal of its own unless the options say otherwise.</summary>
     /// <param name="mode">How the guest's kernel is run.</param>
     /// <param name="words">What follows the console on the kernel's command line.</param>
     /// <param name="options">More options of dmp run.</param>
@@ -97,10 +97,11 @@ internal static class DmpProcess
         string[] journal = mode == "trap" || options.Contains("--journal")
             ? []
             : ["--journal", Path.Combine(directory.Path, "patches.db")];
+        string[] cpus = options.Contains("--cpus") ? [] : ["--cpus", "1"];
         return await RunAsync(
             [
                 "run", "--mode", mode, "--kernel", kernel, "--initrd", initrd, "--cmdline", $"console=ttyS0 {words}", "--memory", "512M",
-                .. journal, .. options,
+                .. cpus, .. journal, .. options,
             ],
             onLine,
             onStart,

@@ -35,13 +35,15 @@ internal static class TinyKernel
     /// <param name="write">Its code.</param>
     /// <param name="patching">Whether its code may be patched. Implants are out of reach from <see cref="Entry"/>.</param>
     /// <param name="audit">Whether the TLB is audited; then every return to user code is the VMM's.</param>
-    public static VirtualMachine Load(Action<Assembler> write, bool patching = false, bool audit = true)
+    /// <param name="cpus">Number of vCPUs; null for the usual number.</param>
+    public static VirtualMachine Load(Action<Assembler> write, bool patching = false, bool audit = true, int? cpus = 1)
     {
         SkipWithoutKvm();
         using var kernel = new KernelFile(Elf(Assemble(write)));
         return VirtualMachine.Create(new MachineConfiguration
         {
             KernelPath = kernel.Path,
+            Cpus = cpus,
             MemoryBytes = MemoryBytes,
             DebugExitPort = DebugExitPort,
             Audit = audit,

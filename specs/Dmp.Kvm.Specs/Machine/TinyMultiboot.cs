@@ -27,6 +27,7 @@ internal static class TinyMultiboot
             KernelPath = kernel.Path,
             InitrdPath = initrd?.Path,
             CommandLine = commandLine,
+            Cpus = 1,
             MemoryBytes = MemoryBytes,
             DebugExitPort = TinyKernel.DebugExitPort,
             Audit = true,

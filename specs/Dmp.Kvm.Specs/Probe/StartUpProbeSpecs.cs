@@ -1,4 +1,5 @@
 using Dmp.Kvm.Interop;
+using Dmp.Kvm.Machine;
 using Dmp.Kvm.Probe;
 using Dmp.Kvm.Specs.Machine;
 
@@ -15,5 +16,14 @@ public class StartUpProbeSpecs
         using KvmSystem kvm = KvmSystem.Open();
 
         Assert.True(StartUpProbe.Works(kvm));
+    }
+
+    [SkippableFact(DisplayName = "On such a KVM a machine that is not told its number of vCPUs has two, or one where the host has one")]
+    public void Usual_number()
+    {
+        using VirtualMachine machine = TinyKernel.Load(a => a.PowerOff(), cpus: null);
+
+        Assert.Equal(Math.Min(2, Environment.ProcessorCount), machine.Vcpus.Count);
+        Assert.IsType<VcpuStop.PoweredOff>(machine.Vcpus[0].Run());
     }
 }
