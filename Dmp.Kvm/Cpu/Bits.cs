@@ -7,8 +7,26 @@ public enum Rflags : ulong
     /// <summary>No flag.</summary>
     None = 0,
 
+    /// <summary>CF: carry out of the highest bit.</summary>
+    Carry = 1UL << 0,
+
     /// <summary>Bit 1 reads as one.</summary>
     AlwaysOne = 1UL << 1,
+
+    /// <summary>PF: the low byte has an even number of ones.</summary>
+    Parity = 1UL << 2,
+
+    /// <summary>AF: carry out of bit 3.</summary>
+    Adjust = 1UL << 4,
+
+    /// <summary>ZF: the result is zero.</summary>
+    Zero = 1UL << 6,
+
+    /// <summary>SF: the result's highest bit.</summary>
+    Sign = 1UL << 7,
+
+    /// <summary>OF: the signed result does not fit.</summary>
+    Overflow = 1UL << 11,
 
     /// <summary>TF: single step.</summary>
     Trap = 1UL << 8,

@@ -6,8 +6,13 @@ using Iced.Intel;
 namespace Dmp.Kvm.Emulation;
 
 /// <summary>
-/// Memory-mapped I/O: the moves by which kernels access device registers (MOV, MOVZX, MOVSX, STOS, MOVS).
+/// Memory-mapped I/O: the moves by which kernels access device registers (MOV, MOVZX, MOVSX, XCHG, STOS, MOVS), and the arithmetic that
+/// compilers make of accesses which change or test a few bits (<see cref="Arithmetic"/>).
 /// </summary>
+/// <remarks>
+/// What reads and writes is two accesses, which others may come between, also with LOCK: device registers are not RAM, and no kernel synchronizes
+/// its processors by them.
+/// </remarks>
 internal sealed class MmioInstructions(EmulationContext context)
 {
     /// <summary>Executes one instruction whose memory operand is a device register.</summary>
@@ -40,10 +45,76 @@ internal sealed class MmioInstructions(EmulationContext context)
             case Mnemonic.Stosb or Mnemonic.Stosw or Mnemonic.Stosd or Mnemonic.Stosq:
             case Mnemonic.Movsb or Mnemonic.Movsw or Mnemonic.Movsd or Mnemonic.Movsq when !instruction.Op0Register.IsXMM():
                 return Repeat(instruction, size);
+            case Mnemonic.Xchg when instruction.Op0Kind == OpKind.Memory:
+                return Exchange(instruction, size);
             default:
-                return Outcome.Unsupported;
+                return Arithmetic.Knows(instruction.Mnemonic) ? Compute(instruction, size) : Outcome.Unsupported;
         }
     }
+
+    private Outcome Exchange(in Instruction instruction, int size)
+    {
+        ref KvmRegs regs = ref context.Vcpu.Regs;
+        ulong address = Address(instruction);
+        if (!CanWrite(address) || !TryRead(address, size, out ulong value))
+        {
+            return context.RaiseAccess();
+        }
+
+        if (Write(address, size, Operands.Read(ref regs, instruction.Op1Register)) != Outcome.Done)
+        {
+            return Outcome.Fault;
+        }
+
+        Operands.Write(ref regs, instruction.Op1Register, value);
+        return Outcome.Done;
+    }
+
+    private Outcome Compute(in Instruction instruction, int size)
+    {
+        ref KvmRegs regs = ref context.Vcpu.Regs;
+        bool toMemory = instruction.Op0Kind == OpKind.Memory;
+        bool writes = !Arithmetic.OnlyTests(instruction.Mnemonic);
+        ulong other = !toMemory ? Operands.Read(ref regs, instruction.Op0Register)
+            : instruction.OpCount == 1 ? 0
+            : instruction.Op1Kind == OpKind.Register ? Operands.Read(ref regs, instruction.Op1Register)
+            : instruction.GetImmediate(1);
+        ulong address = Address(instruction);
+        if (toMemory && Arithmetic.IsOfBits(instruction.Mnemonic) && instruction.Op1Kind == OpKind.Register)
+        {
+            // The number of the bit, signed, may be that of one in another operand of this size, before or behind this one.
+            long number = (long)SignExtend(other, size);
+            long width = size * 8;
+            address += (ulong)((number - (number & (width - 1))) / 8);
+        }
+
+        if ((toMemory && writes && !CanWrite(address)) || !TryRead(address, size, out ulong value))
+        {
+            return context.RaiseAccess();
+        }
+
+        ulong flags = regs.Rflags;
+        ulong result = toMemory
+            ? Arithmetic.Compute(instruction.Mnemonic, value, other, size, ref flags)
+            : Arithmetic.Compute(instruction.Mnemonic, other, value, size, ref flags);
+        if (toMemory && writes)
+        {
+            if (Write(address, size, result) != Outcome.Done)
+            {
+                return Outcome.Fault;
+            }
+        }
+        else if (writes)
+        {
+            Operands.Write(ref regs, instruction.Op0Register, result);
+        }
+
+        regs.Rflags = flags;
+        return Outcome.Done;
+    }
+
+    private bool CanWrite(ulong address) =>
+        context.Access.TryTranslate(address, context.Access.OwnPrivilege | PageAccess.Write, out _);
 
     private ulong Address(in Instruction instruction) =>
         Operands.Address(ref context.Vcpu.Regs, context.Vcpu.Sregs, instruction);

@@ -28,10 +28,16 @@ internal sealed class EmulatedCpu : IDisposable
     internal const ulong UserStack = UserBase + 0x8000;
     internal const ulong Handlers = KernelBase + 0xC000;
 
+    /// <summary>The page of the local APIC, and the same page read-only.</summary>
+    internal const ulong LocalApic = KernelBase + (2 * Paging.LargePageSize);
+
+    internal const ulong ReadOnlyLocalApic = KernelBase + (3 * Paging.LargePageSize);
+
     private const ulong Leaf = (ulong)(PageEntry.Present | PageEntry.Writable | PageEntry.Large | PageEntry.Accessed | PageEntry.Dirty);
 
     private readonly GuestMemory memory = GuestMemory.Create(4 << 20);
     private readonly SensitiveInstructions emulator;
+    private readonly MmioInstructions mmio;
     private readonly InstructionFetcher fetcher;
 
     internal EmulatedCpu()
@@ -39,6 +45,8 @@ internal sealed class EmulatedCpu : IDisposable
         GuestTables tables = new(memory);
         tables.Map(KernelBase, 2, Leaf);
         tables.Map(UserBase, 2, Paging.LargePageSize | Leaf | (ulong)PageEntry.User);
+        tables.Map(LocalApic, 2, DeviceLayout.LocalApicBase | Leaf);
+        tables.Map(ReadOnlyLocalApic, 2, (DeviceLayout.LocalApicBase | Leaf) & ~(ulong)PageEntry.Writable);
         State.Cr3 = GuestTables.Root;
         CodePages code = new(memory);
         Access = new GuestAccess(memory, code, State, frame => code.Remove(frame, out _));
@@ -61,6 +69,7 @@ internal sealed class EmulatedCpu : IDisposable
             UnownedMsrs = new UnownedMsrs(),
         };
         emulator = new SensitiveInstructions(Context);
+        mmio = new MmioInstructions(Context);
         Registers.Regs.Rsp = KernelStack;
         WriteDescriptors();
     }
@@ -89,14 +98,20 @@ internal sealed class EmulatedCpu : IDisposable
     ];
 
     /// <summary>Executes machine code of one instruction at RIP; RIP goes behind it when it is done.</summary>
-    internal Outcome Execute(params byte[] bytes)
+    internal Outcome Execute(params byte[] bytes) =>
+        Execute(bytes, instruction => State.UserMode ? emulator.ExecuteForUser(instruction) : emulator.Execute(instruction));
+
+    /// <summary>The same for an instruction whose memory operand is a device register.</summary>
+    internal Outcome ExecuteMmio(params byte[] bytes) => Execute(bytes, instruction => mmio.Execute(instruction));
+
+    private Outcome Execute(byte[] bytes, Func<Instruction, Outcome> execute)
     {
         ulong at = State.UserMode ? UserBase + 0x1000 : KernelCode;
         memory.Slice(new GuestPhysicalAddress(State.UserMode ? Paging.LargePageSize + 0x1000 : 0x1000), 16).Clear();
         bytes.CopyTo(memory.Slice(new GuestPhysicalAddress(State.UserMode ? Paging.LargePageSize + 0x1000 : 0x1000), bytes.Length));
         Registers.Regs.Rip = at;
         Assert.True(fetcher.TryFetch(at, compatibility: false, out Instruction instruction, out _));
-        Outcome outcome = State.UserMode ? emulator.ExecuteForUser(instruction) : emulator.Execute(instruction);
+        Outcome outcome = execute(instruction);
         if (outcome is Outcome.Done or Outcome.Halt)
         {
             Registers.Regs.Rip = instruction.NextIP;
