@@ -19,7 +19,6 @@ public sealed class ExitAggregator : ReceiveActor, IWithTimers
     private readonly SiteSums sites;
     private IActorRef planner = ActorRefs.Nobody;
     private double? exitsPerSecond;
-    private long detected;
     private TimeSpan untilNextDetection;
 
     /// <summary>Creates the actor; use <see cref="Props"/>.</summary>
@@ -94,8 +93,7 @@ public sealed class ExitAggregator : ReceiveActor, IWithTimers
     {
         // Not for fewer exits than make one site hot: a guest that idles has thousands of sites, and none of them gets hotter. Its host is
         // not woken as often either.
-        long total = sampler.Total();
-        if (total - detected < settings.HotThreshold)
+        if (sites.Added() < settings.HotThreshold)
         {
             TimeSpan doubled = 2 * untilNextDetection;
             DetectAfter(doubled < settings.LongestDetectionInterval ? doubled : settings.LongestDetectionInterval);
@@ -103,7 +101,6 @@ public sealed class ExitAggregator : ReceiveActor, IWithTimers
         }
 
         DetectAfter(settings.DetectionInterval);
-        detected = total;
         TimeSpan at = sampler.Now;
         ImmutableArray<HotSite> hot = hotSites.Sample(at, sites.Take(), settings.BatchLimit);
         if (!hot.IsEmpty)

@@ -44,18 +44,6 @@ public sealed class ExitSampler(IReadOnlyList<IVcpu> vcpus, TimeProvider clock)
             TimeSpan.FromTicks(inside / TimeSpan.NanosecondsPerTick));
     }
 
-    /// <summary>Exits of all kinds, of all vCPUs.</summary>
-    public long Total()
-    {
-        long total = 0;
-        for (int index = 0; index < vcpus.Count; index++)
-        {
-            total += vcpus[index].Exits.Total();
-        }
-
-        return total;
-    }
-
     /// <summary>The figures of each vCPU.</summary>
     public ImmutableArray<VcpuCost> PerVcpu() =>
         [.. vcpus.Select(vcpu => new VcpuCost(vcpu.Index, vcpu.Exits.Total(), vcpu.WakeClock is { } clock ? IdleCost.Of(clock) : null))];

@@ -16,6 +16,18 @@ internal sealed class SiteSums(IReadOnlyList<IVcpu> vcpus)
     private readonly Dictionary<(ulong Rip, ExitKind Kind), long> sums = [];
     private readonly List<SiteCount> result = [];
 
+    /// <summary>Exits of all kinds and vCPUs since the last <see cref="Take"/>.</summary>
+    public long Added()
+    {
+        long added = 0;
+        for (int index = 0; index < vcpus.Count; index++)
+        {
+            added += vcpus[index].Exits.Total() - totals[index];
+        }
+
+        return added;
+    }
+
     /// <summary>Looks at the tables.</summary>
     /// <returns>All sites, in no order; valid until the next look.</returns>
     public IReadOnlyList<SiteCount> Take()

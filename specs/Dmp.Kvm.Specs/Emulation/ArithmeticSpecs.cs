@@ -1,6 +1,7 @@
 using Dmp.Kvm.Cpu;
 using Dmp.Kvm.Emulation;
 using Dmp.Kvm.Interop;
+using Dmp.Kvm.Specs.Machine;
 using Iced.Intel;
 using static Iced.Intel.AssemblerRegisters;
 
@@ -116,18 +117,17 @@ public class ArithmeticSpecs
         public NativeInstruction(Instruction instruction)
         {
             Assert.NotEqual(-1, page);
-            var assembler = new Assembler(64);
-            assembler.push(__qword_ptr[rdx]);
-            assembler.popfq();
-            assembler.mov(rax, __[rdi]);
-            assembler.AddInstruction(instruction);
-            assembler.pushfq();
-            assembler.pop(__qword_ptr[rdx]);
-            assembler.mov(__[rdi], rax);
-            assembler.ret();
-            using var code = new MemoryStream();
-            _ = assembler.Assemble(new StreamCodeWriter(code), (ulong)page);
-            code.ToArray().CopyTo(new Span<byte>((void*)page, PageSize));
+            TinyMultiboot.Assemble(64, (ulong)page, a =>
+            {
+                a.push(__qword_ptr[rdx]);
+                a.popfq();
+                a.mov(rax, __[rdi]);
+                a.AddInstruction(instruction);
+                a.pushfq();
+                a.pop(__qword_ptr[rdx]);
+                a.mov(__[rdi], rax);
+                a.ret();
+            }).CopyTo(new Span<byte>((void*)page, PageSize));
         }
 
         public (ulong Result, ulong Flags) Execute(ulong first, ulong second, ulong flags)

@@ -1,5 +1,6 @@
 using Dmp.Kvm.Cpu;
 using Dmp.Kvm.Emulation;
+using Dmp.Kvm.Specs.Machine;
 using Iced.Intel;
 using static Iced.Intel.AssemblerRegisters;
 
@@ -127,7 +128,7 @@ public sealed class MmioInstructionSpecs : IDisposable
 
     private void Do(Action<Assembler> write) => Assert.Equal(Outcome.Done, Execute(write));
 
-    private Outcome Execute(Action<Assembler> write) => cpu.ExecuteMmio(Machine.TinyMultiboot.Assemble(64, EmulatedCpu.KernelCode, write));
+    private Outcome Execute(Action<Assembler> write) => cpu.ExecuteMmio(TinyMultiboot.Assemble(64, EmulatedCpu.KernelCode, write));
 
     private uint Read(int register)
     {

@@ -1,3 +1,4 @@
+using Dmp.Kvm.Specs.Machine;
 using Iced.Intel;
 using static Iced.Intel.AssemblerRegisters;
 
@@ -49,17 +50,12 @@ internal sealed class TemplatePieces
         return rig;
     }
 
-    private static byte[] Assemble(Action<Assembler> instruction, bool leaves)
+    private static byte[] Assemble(Action<Assembler> instruction, bool leaves) => TinyMultiboot.Assemble(64, PatchRig.Code, assembler =>
     {
-        Assembler assembler = new(64);
         instruction(assembler);
         for (int nop = 0; nop < Nops && !leaves; nop++)
         {
             assembler.nop();
         }
-
-        using MemoryStream bytes = new();
-        _ = assembler.Assemble(new StreamCodeWriter(bytes), PatchRig.Code);
-        return bytes.ToArray();
-    }
+    });
 }

@@ -68,7 +68,7 @@ public class TransmittingGuestSpecs
     /// <summary>Code that writes the numbers from RCX down to 1, and then ends in some way.</summary>
     private static PatchRig Load(Action<Assembler> end)
     {
-        byte[] code = Assemble(a =>
+        byte[] code = TinyMultiboot.Assemble(64, PatchRig.Code, a =>
         {
             Label next = a.CreateLabel();
             a.Label(ref next);
@@ -109,15 +109,6 @@ public class TransmittingGuestSpecs
         state.General[GuestState.Rdx] = DeviceLayout.Serial;
         state.General[Rsi] = 1;
         return state;
-    }
-
-    private static byte[] Assemble(Action<Assembler> write)
-    {
-        Assembler assembler = new(64);
-        write(assembler);
-        using MemoryStream bytes = new();
-        _ = assembler.Assemble(new StreamCodeWriter(bytes), PatchRig.Code);
-        return bytes.ToArray();
     }
 
     private static byte[] Expected(int count) => [.. Enumerable.Range(0, count).Select(number => (byte)(count - number))];
