@@ -48,7 +48,9 @@ internal sealed class MmioInstructions(EmulationContext context)
             case Mnemonic.Xchg when instruction.Op0Kind == OpKind.Memory:
                 return Exchange(instruction, size);
             default:
-                return Arithmetic.Knows(instruction.Mnemonic) ? Compute(instruction, size) : Outcome.Unsupported;
+                return !Arithmetic.Knows(instruction.Mnemonic) ? Outcome.Unsupported
+                    : instruction.Op0Kind == OpKind.Memory ? ComputeInMemory(instruction, size)
+                    : ComputeInRegister(instruction, size);
         }
     }
 
@@ -70,17 +72,33 @@ internal sealed class MmioInstructions(EmulationContext context)
         return Outcome.Done;
     }
 
-    private Outcome Compute(in Instruction instruction, int size)
+    private Outcome ComputeInRegister(in Instruction instruction, int size)
     {
         ref KvmRegs regs = ref context.Vcpu.Regs;
-        bool toMemory = instruction.Op0Kind == OpKind.Memory;
+        if (!TryRead(Address(instruction), size, out ulong value))
+        {
+            return context.RaiseAccess();
+        }
+
+        ulong own = Operands.Read(ref regs, instruction.Op0Register);
+        ulong result = Arithmetic.Compute(instruction.Mnemonic, own, value, size, ref regs.Rflags);
+        if (!Arithmetic.OnlyTests(instruction.Mnemonic))
+        {
+            Operands.Write(ref regs, instruction.Op0Register, result);
+        }
+
+        return Outcome.Done;
+    }
+
+    private Outcome ComputeInMemory(in Instruction instruction, int size)
+    {
+        ref KvmRegs regs = ref context.Vcpu.Regs;
         bool writes = !Arithmetic.OnlyTests(instruction.Mnemonic);
-        ulong other = !toMemory ? Operands.Read(ref regs, instruction.Op0Register)
-            : instruction.OpCount == 1 ? 0
+        ulong other = instruction.OpCount == 1 ? 0
             : instruction.Op1Kind == OpKind.Register ? Operands.Read(ref regs, instruction.Op1Register)
             : instruction.GetImmediate(1);
         ulong address = Address(instruction);
-        if (toMemory && Arithmetic.IsOfBits(instruction.Mnemonic) && instruction.Op1Kind == OpKind.Register)
+        if (Arithmetic.IsOfBits(instruction.Mnemonic) && instruction.Op1Kind == OpKind.Register)
         {
             // The number of the bit, signed, may be that of one in another operand of this size, before or behind this one.
             long number = (long)SignExtend(other, size);
@@ -88,25 +106,17 @@ internal sealed class MmioInstructions(EmulationContext context)
             address += (ulong)((number - (number & (width - 1))) / 8);
         }
 
-        if ((toMemory && writes && !CanWrite(address)) || !TryRead(address, size, out ulong value))
+        if ((writes && !CanWrite(address)) || !TryRead(address, size, out ulong value))
         {
             return context.RaiseAccess();
         }
 
+        // Not before the write: an instruction that faults leaves them alone.
         ulong flags = regs.Rflags;
-        ulong result = toMemory
-            ? Arithmetic.Compute(instruction.Mnemonic, value, other, size, ref flags)
-            : Arithmetic.Compute(instruction.Mnemonic, other, value, size, ref flags);
-        if (toMemory && writes)
+        ulong result = Arithmetic.Compute(instruction.Mnemonic, value, other, size, ref flags);
+        if (writes && Write(address, size, result) != Outcome.Done)
         {
-            if (Write(address, size, result) != Outcome.Done)
-            {
-                return Outcome.Fault;
-            }
-        }
-        else if (writes)
-        {
-            Operands.Write(ref regs, instruction.Op0Register, result);
+            return Outcome.Fault;
         }
 
         regs.Rflags = flags;
