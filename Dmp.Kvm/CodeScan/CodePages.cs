@@ -51,6 +51,7 @@ internal sealed class CodePages(GuestMemory memory)
     private readonly Dictionary<ulong, ulong> frames = [];
     private readonly Dictionary<ulong, KnownCode> known = [];
     private readonly CodeCopies copies = new();
+    private readonly Dictionary<ulong, FormerBytes> former = [];
 
     private long generation;
 
@@ -316,6 +317,7 @@ internal sealed class CodePages(GuestMemory memory)
             address = page.Page;
             generation++;
             Restores++;
+            NoteFormer(frame, page, Bytes(frame), 0, Paging.PageSize);
             Restore(page, Bytes(frame), 0);
             if (frames.TryGetValue(page.Page, out ulong current) && current == frame)
             {
@@ -340,7 +342,8 @@ internal sealed class CodePages(GuestMemory memory)
 
     /// <summary>
     /// Before a frame is scanned: gives back the bytes that ours replaced where the guest has copied code of its own that was scanned
-    /// before (function tracing makes its trampolines so), and says what the frame held before the guest changed it.
+    /// before (function tracing makes its trampolines so), or has put back what it had read there, and says what the frame held before the
+    /// guest changed it.
     /// </summary>
     /// <param name="frame">The frame.</param>
     /// <returns>What it held; null when it never was code.</returns>
@@ -348,12 +351,17 @@ internal sealed class CodePages(GuestMemory memory)
     {
         using (sync.Enter())
         {
+            KnownCode? before = known.GetValueOrDefault(frame);
             if (!IsOriginalText(frame))
             {
                 copies.Repair(Bytes(frame));
             }
+            else if (before is not null && former.TryGetValue(frame, out FormerBytes? there))
+            {
+                there.Repair(Bytes(frame), before.Bytes);
+            }
 
-            return known.GetValueOrDefault(frame);
+            return before;
         }
     }
 
@@ -365,7 +373,7 @@ internal sealed class CodePages(GuestMemory memory)
     {
         using (sync.Enter())
         {
-            if (!TryFind(address, out CodePage? page, out Span<byte> all))
+            if (!TryFind(address, out ulong frame, out CodePage? page, out Span<byte> all))
             {
                 return Replacement.NotScanned;
             }
@@ -384,6 +392,7 @@ internal sealed class CodePages(GuestMemory memory)
                 }
             }
 
+            NoteFormer(frame, page, all, offset, expected.Length);
             for (int index = 0; index < expected.Length; index++)
             {
                 page.Replaced[(ushort)(offset + index)] = expected[index];
@@ -407,13 +416,14 @@ internal sealed class CodePages(GuestMemory memory)
     {
         using (sync.Enter())
         {
-            if (!TryFind(address, out CodePage? page, out Span<byte> bytes))
+            if (!TryFind(address, out ulong frame, out CodePage? page, out Span<byte> bytes))
             {
                 return false;
             }
 
             generation++;
             int offset = (int)(address & Paging.PageOffsetMask);
+            NoteFormer(frame, page, bytes, offset, original.Length);
             for (int index = 0; index < original.Length; index++)
             {
                 bool isTrap = traps.Contains(index);
@@ -450,7 +460,7 @@ internal sealed class CodePages(GuestMemory memory)
     {
         using (sync.Enter())
         {
-            if (!TryFind(address, out _, out Span<byte> bytes))
+            if (!TryFind(address, out _, out _, out Span<byte> bytes))
             {
                 return false;
             }
@@ -508,14 +518,42 @@ internal sealed class CodePages(GuestMemory memory)
         }
     }
 
+    /// <summary>Notes what of ours stands in a part of a frame of the kernel's own text, before it goes.</summary>
+    private void NoteFormer(ulong frame, CodePage page, ReadOnlySpan<byte> bytes, int offset, int length)
+    {
+        if (!IsOriginalText(frame))
+        {
+            return;
+        }
+
+        FormerBytes? there = null;
+        Span<byte> meant = stackalloc byte[Paging.PageSize];
+        foreach ((int run, int runLength) in page.Runs)
+        {
+            // A trap under a patch is not there at the moment, but for where the patch is traps as well.
+            bool stands = runLength > 1 || bytes[run] == Trap;
+            if (stands && run >= offset && run + runLength <= offset + length)
+            {
+                there ??= former.TryGetValue(frame, out FormerBytes? known) ? known : former[frame] = new FormerBytes();
+                for (int index = 0; index < runLength; index++)
+                {
+                    meant[index] = page.Replaced[(ushort)(run + index)];
+                }
+
+                there.Note(run, bytes.Slice(run, runLength), meant[..runLength]);
+            }
+        }
+    }
+
     private bool TryGetOpen(ulong frame, [System.Diagnostics.CodeAnalysis.NotNullWhen(true)] out CodePage? page) =>
         pages.TryGetValue(frame, out page) && page.IsOpen;
 
-    private bool TryFind(ulong address, [System.Diagnostics.CodeAnalysis.NotNullWhen(true)] out CodePage? page, out Span<byte> bytes)
+    private bool TryFind(
+        ulong address, out ulong frame, [System.Diagnostics.CodeAnalysis.NotNullWhen(true)] out CodePage? page, out Span<byte> bytes)
     {
         page = null;
         bytes = default;
-        if (!frames.TryGetValue(address & ~Paging.PageOffsetMask, out ulong frame) || !TryGetOpen(frame, out page))
+        if (!frames.TryGetValue(address & ~Paging.PageOffsetMask, out frame) || !TryGetOpen(frame, out page))
         {
             return false;
         }

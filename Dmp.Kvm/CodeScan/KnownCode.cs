@@ -44,6 +44,9 @@ internal sealed class KnownCode
         this.end = end;
     }
 
+    /// <summary>What the page held, where a change stands what was there before it.</summary>
+    internal ReadOnlySpan<byte> Bytes => bytes;
+
     /// <summary>What is known when the page has been swept again: where a change stands, still what was there before it.</summary>
     /// <param name="page">The page's bytes.</param>
     /// <param name="starts">Where a sweep that heeded the changes found its instructions begin.</param>
