@@ -122,6 +122,10 @@ public sealed record ControlSettings
             throw new UnusableInputException($"{Dispatcher} is missing");
         }
 
+        // The dispatcher reads them itself, when the first actor starts: too late to say that they are wrong.
+        _ = Count(config, $"{Dispatcher}.threads", least: 1);
+        _ = Time(config, $"{Dispatcher}.look-around", orZero: true);
+
         return new ControlSettings
         {
             Configuration = config,

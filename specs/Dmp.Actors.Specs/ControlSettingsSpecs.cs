@@ -27,6 +27,8 @@ public class ControlSettingsSpecs
     [InlineData("quiesce-timeout = 250ms", "quiesce-timeout = {}", "dmp.patching.quiesce-timeout")]
     [InlineData("churn-interval = 0s", "churn-interval = -1s", "dmp.patching.churn-interval")]
     [InlineData("control-dispatcher {", "other-dispatcher {", "dmp.control-dispatcher")]
+    [InlineData("threads = 2", "threads = 0", "dmp.control-dispatcher.threads must not be less than 1")]
+    [InlineData("look-around = 0.02ms", "look-around = a while", "dmp.control-dispatcher.look-around")]
     [InlineData("loglevel = WARNING", "loglevel = ${nothing}", "HOCON")]
     [InlineData("akka {", "akka [", "'}' closes nothing")]
     [InlineData("loglevel = WARNING", "loglevel = [WARNING", "closes nothing")]
