@@ -110,7 +110,7 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
             using (sync.Enter())
             {
                 List<Patch> page = PatchesOf(patch.Plan.Window);
-                if (page.Find(other => other.Prepared == patch) is { } known)
+                if (page.Find(other => other.Prepared == patch && other.State != PatchState.Spare) is { } known)
                 {
                     applied = known.State == PatchState.InForce || TryEnforce(known, out why);
                     if (!applied)
@@ -147,14 +147,20 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
             using (sync.Enter())
             {
                 List<Patch> page = PatchesOf(window);
-                foreach (Patch patch in page.Where(patch => patch.Plan.Window == window).ToArray())
+                foreach (Patch patch in page)
                 {
+                    if (patch.Plan.Window != window || patch.State == PatchState.Spare)
+                    {
+                        continue;
+                    }
+
                     found = true;
-                    _ = page.Remove(patch);
                     if (patch.State == PatchState.InForce)
                     {
                         Withdraw(patch);
                     }
+
+                    patch.State = PatchState.Spare;
                 }
             }
         });

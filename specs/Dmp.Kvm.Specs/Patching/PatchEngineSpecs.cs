@@ -71,6 +71,28 @@ public sealed class PatchEngineSpecs : IDisposable
         Assert.NotEmpty(reason);
     }
 
+    [Fact(DisplayName = "However often a patch is taken back and applied again, it has one implant")]
+    public void Again_and_again()
+    {
+        rig.Scan();
+        PatchPlan plan = rig.Plan(Site);
+        PreparedPatch first = rig.Apply(plan);
+        byte[] patched = Page();
+        for (int times = 0; times < 3; times++)
+        {
+            Assert.True(rig.Engine.Revert(plan.Window));
+            Assert.False(rig.Engine.Revert(plan.Window));
+            Assert.Equal(first.Implant, rig.Apply(plan).Implant);
+            Assert.Equal(patched, Page());
+        }
+
+        Assert.True(rig.Engine.Revert(plan.Window));
+        rig.Release();
+        rig.Scan();
+        Assert.Empty(rig.Engine.InForce());
+        Assert.Empty(rig.Notices());
+    }
+
     [Fact(DisplayName = "Before the guest writes to a page it has its own bytes back, and the inside of its windows is its own")]
     public void Dirty()
     {
