@@ -12,9 +12,6 @@ internal sealed class ConsolePump(ISerialConsole console, ConsoleWatcher watcher
 {
     private const int BufferSize = 16 * 1024;
 
-    // Only how long a finished guest keeps us waiting; output wakes the pump at once.
-    private static readonly TimeSpan Patience = TimeSpan.FromMilliseconds(20);
-
     private volatile bool finishing;
     private bool started;
 
@@ -29,7 +26,11 @@ internal sealed class ConsolePump(ISerialConsole console, ConsoleWatcher watcher
     }
 
     /// <summary>The vCPUs have stopped: take what is left, then end.</summary>
-    public void Finish() => finishing = true;
+    public void Finish()
+    {
+        finishing = true;
+        console.EndWait();
+    }
 
     private void Loop(IActorRef owner)
     {
@@ -53,7 +54,7 @@ internal sealed class ConsolePump(ISerialConsole console, ConsoleWatcher watcher
                 }
                 else
                 {
-                    console.WaitForOutput(Patience);
+                    console.WaitForOutput(Timeout.InfiniteTimeSpan);
                 }
             }
 

@@ -15,13 +15,23 @@ public sealed class SerialConsole : ISerialConsole, IConsoleOutput, IConsoleInpu
     // after it was woken, so that a line of text is one wake-up.
     private static readonly TimeSpan GatherTime = TimeSpan.FromMilliseconds(1);
 
-    // How long output may lie where nobody signals it.
-    private static readonly TimeSpan LookTime = TimeSpan.FromMilliseconds(20);
+    // How long output may lie where nobody signals it: a guest that does not exit has written it to the UART's ring. Doubles while there is
+    // none: the vCPUs look at every exit too, so that all of a guest that idles is found by them.
+    private static readonly TimeSpan ShortestLook = TimeSpan.FromMilliseconds(20);
+    private static readonly TimeSpan LongestLook = TimeSpan.FromMilliseconds(320);
 
     private readonly OutputChain output = new();
     private readonly ByteRing input = new(InputCapacity);
     private readonly object wake = new();
+
+    // The reader's alone.
+    private TimeSpan look = ShortestLook;
+
+    // Published by the order that Put describes.
     private bool readerWaits;
+
+    // Under the lock.
+    private bool waitEnds;
 
     /// <summary>Called after input was queued, on the thread that queued it. Set before the machine runs.</summary>
     public Action? InputArrived { get; set; }
@@ -62,6 +72,7 @@ public sealed class SerialConsole : ISerialConsole, IConsoleOutput, IConsoleInpu
     {
         if (output.HasBytes)
         {
+            look = ShortestLook;
             return true;
         }
 
@@ -76,10 +87,15 @@ public sealed class SerialConsole : ISerialConsole, IConsoleOutput, IConsoleInpu
                 Volatile.Write(ref readerWaits, true);
                 Interlocked.MemoryBarrier();
                 TimeSpan left = timeout == Timeout.InfiniteTimeSpan ? TimeSpan.MaxValue : timeout - Stopwatch.GetElapsedTime(start);
-                waited = !output.HasBytes && left > TimeSpan.Zero;
-                if (waited)
+                waited = !output.HasBytes && left > TimeSpan.Zero && !waitEnds;
+                if (waited && !System.Threading.Monitor.Wait(wake, Step(left)))
                 {
-                    System.Threading.Monitor.Wait(wake, Step(left));
+                    look = look < LongestLook ? 2 * look : LongestLook;
+                }
+
+                if (!waited)
+                {
+                    waitEnds = false;
                 }
 
                 Volatile.Write(ref readerWaits, false);
@@ -91,8 +107,19 @@ public sealed class SerialConsole : ISerialConsole, IConsoleOutput, IConsoleInpu
             return false;
         }
 
+        look = ShortestLook;
         Thread.Sleep(GatherTime);
         return true;
+    }
+
+    /// <inheritdoc/>
+    public void EndWait()
+    {
+        lock (wake)
+        {
+            waitEnds = true;
+            System.Threading.Monitor.Pulse(wake);
+        }
     }
 
     /// <inheritdoc/>
@@ -112,7 +139,7 @@ public sealed class SerialConsole : ISerialConsole, IConsoleOutput, IConsoleInpu
 
     private TimeSpan Step(TimeSpan left)
     {
-        TimeSpan longest = OutputWanted is null ? TimeSpan.MaxValue : LookTime;
+        TimeSpan longest = OutputWanted is null ? TimeSpan.MaxValue : look;
         TimeSpan step = left < longest ? left : longest;
         return step == TimeSpan.MaxValue ? Timeout.InfiniteTimeSpan : step;
     }

@@ -122,10 +122,13 @@ public interface ISerialConsole
     int TakeOutput(Span<byte> buffer);
 
     /// <summary>
-    /// Waits until there is output or the time is up. For a dedicated reader thread.
+    /// Waits until there is output, the time is up or <see cref="EndWait"/> was called. For a dedicated reader thread.
     /// </summary>
     /// <returns>Whether there is output.</returns>
     bool WaitForOutput(TimeSpan timeout);
+
+    /// <summary>Ends the wait of the reader, or its next one. Any thread.</summary>
+    void EndWait();
 
     /// <summary>Queues input for the guest.</summary>
     /// <returns>Bytes accepted; fewer than given when the input queue is full.</returns>

@@ -76,6 +76,7 @@ internal sealed class FakeConsole(ConcurrentQueue<string> events) : ISerialConso
     private readonly object gate = new();
     private readonly Queue<byte> output = new();
     private readonly List<byte> input = [];
+    private bool waitEnds;
 
     public int InputCapacity { get; set; } = int.MaxValue;
 
@@ -126,7 +127,22 @@ internal sealed class FakeConsole(ConcurrentQueue<string> events) : ISerialConso
     {
         lock (gate)
         {
-            return output.Count > 0 || Monitor.Wait(gate, timeout);
+            if (output.Count == 0 && !waitEnds)
+            {
+                _ = Monitor.Wait(gate, timeout);
+            }
+
+            waitEnds = false;
+            return output.Count > 0;
+        }
+    }
+
+    public void EndWait()
+    {
+        lock (gate)
+        {
+            waitEnds = true;
+            Monitor.PulseAll(gate);
         }
     }
 

@@ -12,6 +12,7 @@ internal sealed class FakeGuest(string text, VcpuStop? ending) : IMachine, IVcpu
     private readonly BlockingCollection<VcpuStop> stops = [];
     private readonly StringBuilder input = new();
     private bool written;
+    private bool waitEnds;
 
     /// <summary>Thrown by Run instead of running.</summary>
     public Exception? Failure { get; init; }
@@ -85,7 +86,13 @@ internal sealed class FakeGuest(string text, VcpuStop? ending) : IMachine, IVcpu
         return taken;
     }
 
-    public bool WaitForOutput(TimeSpan timeout) => SpinWait.SpinUntil(() => !output.IsEmpty, timeout);
+    public bool WaitForOutput(TimeSpan timeout)
+    {
+        _ = SpinWait.SpinUntil(() => !output.IsEmpty || Interlocked.Exchange(ref waitEnds, false), timeout);
+        return !output.IsEmpty;
+    }
+
+    public void EndWait() => Volatile.Write(ref waitEnds, true);
 
     public int PutInput(ReadOnlySpan<byte> bytes)
     {

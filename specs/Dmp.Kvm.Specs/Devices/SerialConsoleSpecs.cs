@@ -65,6 +65,41 @@ public class SerialConsoleSpecs
         Assert.True(await reader);
     }
 
+    [Fact(DisplayName = "A wait can be ended, also before it has begun, and only one")]
+    public async Task Ended()
+    {
+        SerialConsole console = new();
+        Task<bool> reader = Task.Run(() => console.WaitForOutput(Timeout.InfiniteTimeSpan));
+        console.EndWait();
+        Assert.False(await reader);
+        console.EndWait();
+        Assert.False(console.WaitForOutput(Timeout.InfiniteTimeSpan));
+        console.Put(1);
+        Assert.True(console.WaitForOutput(Timeout.InfiniteTimeSpan));
+    }
+
+    [Fact(DisplayName = "Output that nobody signals is found by the reader, however long there was none")]
+    public void Unsignalled()
+    {
+        SerialConsole console = new();
+        bool written = false;
+        console.OutputWanted = () =>
+        {
+            if (written)
+            {
+                written = false;
+                console.Put(1);
+            }
+        };
+        for (int times = 0; times < 3; times++)
+        {
+            Assert.False(console.WaitForOutput(TimeSpan.FromMilliseconds(300)));
+            written = true;
+            Assert.True(console.WaitForOutput(Timeout.InfiniteTimeSpan));
+            Assert.Equal(1, console.TakeOutput(new byte[10]));
+        }
+    }
+
     [Fact(DisplayName = "Input is accepted up to the queue's size and taken in order")]
     public void Input()
     {
