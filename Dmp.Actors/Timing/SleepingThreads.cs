@@ -51,6 +51,8 @@ public sealed class SleepingThreads : ExecutorService
 
             due.Enqueue(run);
             idle = false;
+
+            // Also when another looks around: what it has yielded its processor to may keep it for long.
             if (sleeping > 0)
             {
                 Monitor.Pulse(sync);

@@ -52,6 +52,7 @@ internal sealed class CodePages(GuestMemory memory)
     private readonly Dictionary<ulong, KnownCode> known = [];
     private readonly CodeCopies copies = new();
     private readonly Dictionary<ulong, FormerBytes> former = [];
+    private readonly byte[] meant = new byte[Paging.PageSize];
 
     private long generation;
 
@@ -527,7 +528,6 @@ internal sealed class CodePages(GuestMemory memory)
         }
 
         FormerBytes? there = null;
-        Span<byte> meant = stackalloc byte[Paging.PageSize];
         foreach ((int run, int runLength) in page.Runs)
         {
             // A trap under a patch is not there at the moment, but for where the patch is traps as well.
@@ -540,7 +540,7 @@ internal sealed class CodePages(GuestMemory memory)
                     meant[index] = page.Replaced[(ushort)(run + index)];
                 }
 
-                there.Note(run, bytes.Slice(run, runLength), meant[..runLength]);
+                there.Note(run, bytes.Slice(run, runLength), meant.AsSpan(0, runLength));
             }
         }
     }
