@@ -28,24 +28,52 @@ internal sealed class CodeCopies
     /// <param name="original">The guest's byte at an offset.</param>
     internal void Note(ReadOnlySpan<byte> page, int offset, int length, Func<int, byte> original)
     {
+        ReadOnlySpan<byte> ours = page.Slice(offset, length);
+        bool isFollowed = offset + ContextLength <= page.Length;
+        bool isPreceded = offset >= ContextLength;
+
+        // A patch that comes and goes looks the same each time, and the world stands meanwhile.
+        if ((!isFollowed || IsKnown(following.GetValueOrDefault(Context(page, offset)), ours, offset, original))
+            && (!isPreceded || IsKnown(preceding.GetValueOrDefault(Before(page, offset)), ours, offset, original)))
+        {
+            return;
+        }
+
         byte[] meant = new byte[length];
         for (int index = 0; index < length; index++)
         {
             meant[index] = original(offset + index);
         }
 
-        Replaced replaced = new(page.Slice(offset, length).ToArray(), meant);
-
+        Replaced replaced = new(ours.ToArray(), meant);
         _ = firstBytes.Add(page[offset]);
-        if (offset + ContextLength <= page.Length)
+        if (isFollowed)
         {
             following[Context(page, offset)] = replaced;
         }
 
-        if (offset >= ContextLength)
+        if (isPreceded)
         {
             preceding[Before(page, offset)] = replaced;
         }
+    }
+
+    private static bool IsKnown(Replaced? known, ReadOnlySpan<byte> ours, int offset, Func<int, byte> original)
+    {
+        if (known is null || !ours.SequenceEqual(known.Ours))
+        {
+            return false;
+        }
+
+        for (int index = 0; index < ours.Length; index++)
+        {
+            if (known.Meant[index] != original(offset + index))
+            {
+                return false;
+            }
+        }
+
+        return true;
     }
 
     /// <summary>Gives a page that is not scanned the bytes that the guest meant.</summary>

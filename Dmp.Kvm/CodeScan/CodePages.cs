@@ -318,7 +318,7 @@ internal sealed class CodePages(GuestMemory memory)
             address = page.Page;
             generation++;
             Restores++;
-            NoteFormer(frame, page, Bytes(frame), 0, Paging.PageSize);
+            NoteFormer(frame, page, Bytes(frame));
             Restore(page, Bytes(frame), 0);
             if (frames.TryGetValue(page.Page, out ulong current) && current == frame)
             {
@@ -366,6 +366,26 @@ internal sealed class CodePages(GuestMemory memory)
         }
     }
 
+    /// <summary>
+    /// What a trap means that the guest has copied into a slot: a probe on an instruction where ours stood executes it there.
+    /// </summary>
+    /// <param name="slot">Frame of the slot.</param>
+    /// <param name="source">Address of the instruction that was copied.</param>
+    /// <param name="meant">The first byte of the guest's own instruction.</param>
+    /// <returns>Whether it is a page of slots, and a trap has stood at the source.</returns>
+    internal bool TryReadCopiedTrap(ulong slot, ulong source, out byte meant)
+    {
+        using (sync.Enter())
+        {
+            meant = 0;
+            return TryGetOpen(slot, out CodePage? page)
+                && page.Swept is not null
+                && frames.TryGetValue(source & ~Paging.PageOffsetMask, out ulong frame)
+                && former.TryGetValue(frame, out FormerBytes? there)
+                && there.TryFindTrapped((int)(source & Paging.PageOffsetMask), out meant);
+        }
+    }
+
     /// <summary>Replaces bytes of a scanned page.</summary>
     /// <param name="address">Virtual address of the first; all lie in one page.</param>
     /// <param name="expected">The guest's own bytes.</param>
@@ -393,9 +413,13 @@ internal sealed class CodePages(GuestMemory memory)
                 }
             }
 
-            NoteFormer(frame, page, all, offset, expected.Length);
             for (int index = 0; index < expected.Length; index++)
             {
+                if (bytes[index] == Trap && page.Runs.GetValueOrDefault(offset + index) == 1)
+                {
+                    NoteFormer(frame, offset + index, bytes.Slice(index, 1), expected.Slice(index, 1));
+                }
+
                 page.Replaced[(ushort)(offset + index)] = expected[index];
             }
 
@@ -424,7 +448,7 @@ internal sealed class CodePages(GuestMemory memory)
 
             generation++;
             int offset = (int)(address & Paging.PageOffsetMask);
-            NoteFormer(frame, page, bytes, offset, original.Length);
+            NoteFormer(frame, offset, bytes.Slice(offset, original.Length), original);
             for (int index = 0; index < original.Length; index++)
             {
                 bool isTrap = traps.Contains(index);
@@ -519,30 +543,42 @@ internal sealed class CodePages(GuestMemory memory)
         }
     }
 
-    /// <summary>Notes what of ours stands in a part of a frame of the kernel's own text, before it goes.</summary>
-    private void NoteFormer(ulong frame, CodePage page, ReadOnlySpan<byte> bytes, int offset, int length)
+    /// <summary>Notes all of ours that stands in a frame of the kernel's own text, before it goes.</summary>
+    private void NoteFormer(ulong frame, CodePage page, ReadOnlySpan<byte> bytes)
     {
         if (!IsOriginalText(frame))
         {
             return;
         }
 
-        FormerBytes? there = null;
-        foreach ((int run, int runLength) in page.Runs)
+        foreach ((int run, int length) in page.Runs)
         {
             // A trap under a patch is not there at the moment, but for where the patch is traps as well.
-            bool stands = runLength > 1 || bytes[run] == Trap;
-            if (stands && run >= offset && run + runLength <= offset + length)
+            if (length > 1 || bytes[run] == Trap)
             {
-                there ??= former.TryGetValue(frame, out FormerBytes? known) ? known : former[frame] = new FormerBytes();
-                for (int index = 0; index < runLength; index++)
+                for (int index = 0; index < length; index++)
                 {
                     meant[index] = page.Replaced[(ushort)(run + index)];
                 }
 
-                there.Note(run, bytes.Slice(run, runLength), meant.AsSpan(0, runLength));
+                NoteFormer(frame, run, bytes.Slice(run, length), meant.AsSpan(0, length));
             }
         }
+    }
+
+    private void NoteFormer(ulong frame, int offset, ReadOnlySpan<byte> ours, ReadOnlySpan<byte> own)
+    {
+        if (!IsOriginalText(frame))
+        {
+            return;
+        }
+
+        if (!former.TryGetValue(frame, out FormerBytes? there))
+        {
+            former.Add(frame, there = new FormerBytes());
+        }
+
+        there.Note(offset, ours, own);
     }
 
     private bool TryGetOpen(ulong frame, [System.Diagnostics.CodeAnalysis.NotNullWhen(true)] out CodePage? page) =>

@@ -54,6 +54,27 @@ internal sealed class FormerBytes
         }
     }
 
+    /// <summary>Finds the guest's byte where a trap has stood.</summary>
+    internal bool TryFindTrapped(int offset, out byte meant)
+    {
+        meant = 0;
+        if (!places.TryGetValue(offset, out List<Placed>? there))
+        {
+            return false;
+        }
+
+        foreach (Placed placed in there)
+        {
+            if (placed.Ours is [CodePages.Trap])
+            {
+                meant = placed.Meant[0];
+                return true;
+            }
+        }
+
+        return false;
+    }
+
     private static bool TryRepair(Span<byte> bytes, Placed placed)
     {
         // A breakpoint is the guest's; what stands behind it may be ours all the same.

@@ -29,8 +29,21 @@ internal sealed class InstructionFetcher
     internal bool TryFetch(ulong rip, bool compatibility, out Instruction instruction, out bool isTrap)
     {
         reader.Length = access.Fetch(rip, reader.Bytes, out isTrap);
+        return TryDecode(compatibility ? decoder32 : decoder64, rip, out instruction);
+    }
+
+    /// <summary>Decodes a 64-bit instruction of one byte.</summary>
+    /// <returns>Whether the byte is one.</returns>
+    internal bool TryDecode(byte code, ulong rip, out Instruction instruction)
+    {
+        reader.Bytes[0] = code;
+        reader.Length = 1;
+        return TryDecode(decoder64, rip, out instruction);
+    }
+
+    private bool TryDecode(Decoder decoder, ulong rip, out Instruction instruction)
+    {
         reader.Position = 0;
-        Decoder decoder = compatibility ? decoder32 : decoder64;
         decoder.IP = rip;
         decoder.Decode(out instruction);
         return !instruction.IsInvalid;

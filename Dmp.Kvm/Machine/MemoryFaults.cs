@@ -151,6 +151,9 @@ internal sealed class MemoryFaults
     /// <returns>Whether the instruction can run now.</returns>
     internal bool TryReveal(ulong rip) => code.Reveal(FrameOf(rip), (int)(rip & Paging.PageOffsetMask), scanner);
 
+    /// <summary>What a trap means that the guest has copied into a slot (<see cref="CodePages.TryReadCopiedTrap"/>).</summary>
+    internal bool TryReadCopiedTrap(ulong rip, ulong source, out byte meant) => code.TryReadCopiedTrap(FrameOf(rip), source, out meant);
+
     /// <summary>The stepped instruction is over: the page is protected again, and scanned when it is next executed.</summary>
     /// <returns>Whether RFLAGS.TF was ours alone.</returns>
     internal bool EndStep()

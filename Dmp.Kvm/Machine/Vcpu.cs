@@ -57,6 +57,10 @@ internal sealed class Vcpu : IVcpu, IDisposable
     private bool midGuest;
     private bool interruptShadow;
 
+    // The guest's last #BP, and the interrupt flag at it: whose instruction runs in a slot.
+    private ulong breakpoint;
+    private bool breakpointInterrupts;
+
     // Where the guest was entered with interrupts held off: a kick that finds it there still holds them off once more.
     private ulong shadowedRip = NoAddress;
 
@@ -421,6 +425,12 @@ internal sealed class Vcpu : IVcpu, IDisposable
                 throw new InvalidOperationException("a double fault inside the monitor");
             default:
                 Exits.Count(ExitKind.GuestFault, regs.Rip);
+                if (vector == ExceptionVector.Breakpoint)
+                {
+                    breakpoint = regs.Rip - 1;
+                    breakpointInterrupts = state.InterruptFlag;
+                }
+
                 return Reflect(new GuestFault(vector, error), vector is ExceptionVector.Breakpoint or ExceptionVector.Overflow
                     ? EventSource.Software
                     : EventSource.Hardware);
@@ -509,6 +519,14 @@ internal sealed class Vcpu : IVcpu, IDisposable
             return Reflect(fault);
         }
 
+        if (instruction.Mnemonic == Mnemonic.Hlt
+            && !state.UserMode
+            && faults.TryReadCopiedTrap(regs.Rip, breakpoint, out byte meant)
+            && fetcher.TryDecode(meant, regs.Rip, out Instruction copied))
+        {
+            return EmulateCopied(copied, fault);
+        }
+
         // Counted before it runs: RIP is still the site, and an exception thrown on the way has its site on record.
         ulong site = regs.Rip;
         Outcome outcome = state.UserMode ? emulator.ExecuteForUser(instruction) : emulator.Execute(instruction);
@@ -526,6 +544,34 @@ internal sealed class Vcpu : IVcpu, IDisposable
 
         Exits.Count(KindOf(outcome, instruction, isTrap && SilentInstructions.IsSilent(instruction)), site);
         return Finish(outcome, fault, instruction);
+    }
+
+    /// <summary>
+    /// A probe executes what it copied from where a trap of ours stood. Of instructions of one byte those are PUSHF and POPF, of which the
+    /// kernel does not know: it has cleared IF for the step, sets it again behind an INT3 if it was set at the probe, and leaves the pushed flags
+    /// alone. Linux emulates both where it can read them (arch/x86/kernel/kprobes, kprobe_emulate_ifmodifiers).
+    /// </summary>
+    private VcpuStop? EmulateCopied(in Instruction instruction, in GuestFault fault)
+    {
+        Exits.Count(ExitKind.Silent, kvm.Regs.Rip);
+        bool pushes = instruction.Mnemonic == Mnemonic.Pushfq;
+        bool interrupts = state.InterruptFlag;
+        if (pushes)
+        {
+            state.InterruptFlag = breakpointInterrupts;
+        }
+
+        Outcome outcome = emulator.Execute(instruction);
+        if (pushes)
+        {
+            state.InterruptFlag = interrupts;
+        }
+
+        VcpuStop? stop = Finish(outcome, fault, instruction);
+
+        // Nothing comes between a step and the INT3 behind it.
+        interruptShadow |= outcome == Outcome.Done && !pushes;
+        return stop;
     }
 
     private static ExitKind KindOf(Outcome outcome, in Instruction instruction, bool isTrap)

@@ -91,6 +91,27 @@ public sealed class FormerBytesSpecs : IDisposable
         Assert.Equal(code, Page.Slice(100, code.Length).ToArray());
     }
 
+    [Fact(DisplayName = "A trap that the guest copied into a slot is what stood at the breakpoint, and elsewhere a HLT is a HLT")]
+    public void Copied_trap()
+    {
+        const ulong SlotFrame = Frame + 1;
+        const ulong Slot = 0xFFFF_FFFF_C000_0000;
+        CodePages pages = Pages();
+        byte[] code = [0x90, 0x9C, 0x90];
+        Load(pages, code, [1]);
+        Assert.True(pages.Remove(Frame, out _));
+        Page[101] = Breakpoint;
+        _ = pages.Prepare(Frame);
+        pages.Add(Frame, Address, [], spill: 0, new BitArray(Paging.PageSize, true));
+        pages.AddCovered(SlotFrame, Slot);
+
+        Assert.True(pages.TryReadCopiedTrap(SlotFrame, Address + 101, out byte meant));
+        Assert.Equal(0x9C, meant);
+        Assert.False(pages.TryReadCopiedTrap(SlotFrame, Address + 100, out _));
+        Assert.False(pages.TryReadCopiedTrap(Frame, Address + 101, out _));
+        Assert.False(pages.TryReadCopiedTrap(SlotFrame, Slot, out _));
+    }
+
     [Property(MaxTest = 300, DisplayName = "A jump or a breakpoint of the guest's own is left alone, also where its displacement has the byte of a trap")]
     public void Own_jump(int seed)
     {
