@@ -547,9 +547,9 @@ internal sealed class Vcpu : IVcpu, IDisposable
     }
 
     /// <summary>
-    /// A probe executes what it copied from where a trap of ours stood. Of instructions of one byte those are PUSHF and POPF, of which the
-    /// kernel does not know: it has cleared IF for the step, sets it again behind an INT3 if it was set at the probe, and leaves the pushed flags
-    /// alone. Linux emulates both where it can read them (arch/x86/kernel/kprobes, kprobe_emulate_ifmodifiers).
+    /// A probe executes what it copied from where a trap of ours stood: PUSHF or POPF, the only ones of one byte. The kernel, which takes it
+    /// for a HLT, has cleared IF for the step, and sets it again at the INT3 behind if it was set at the probe. Where it can read the
+    /// instruction, it does with the flags of the probe what this does (Linux, arch/x86/kernel/kprobes/core.c, kprobe_emulate_ifmodifiers).
     /// </summary>
     private VcpuStop? EmulateCopied(in Instruction instruction, in GuestFault fault)
     {
