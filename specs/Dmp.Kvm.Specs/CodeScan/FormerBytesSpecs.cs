@@ -118,7 +118,15 @@ public sealed class FormerBytesSpecs : IDisposable
         var random = new Random(seed);
         CodePages pages = Pages();
         byte[] code = new byte[12];
-        random.NextBytes(code);
+        for (int index = 0; index < code.Length; index++)
+        {
+            do
+            {
+                code[index] = (byte)random.Next(256);
+            }
+            while (code[index] is NearJump or Breakpoint);
+        }
+
         int trap = random.Next(code.Length - 5);
         code[trap] = 0x9C;
         Load(pages, code, [trap]);
