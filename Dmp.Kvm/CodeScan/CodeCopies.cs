@@ -16,36 +16,29 @@ internal sealed class CodeCopies
 
     private const int Half = sizeof(ulong);
 
-    private readonly Dictionary<(ulong First, ulong Second), Replaced> following = [];
-    private readonly Dictionary<(ulong First, ulong Second, byte Replaced), Replaced> preceding = [];
+    private readonly Dictionary<(ulong First, ulong Second), ReplacedBytes> following = [];
+    private readonly Dictionary<(ulong First, ulong Second, byte Replaced), ReplacedBytes> preceding = [];
     private readonly HashSet<byte> firstBytes = [];
     private readonly byte[] copy = new byte[Paging.PageSize];
 
     /// <summary>Notes bytes that were replaced.</summary>
     /// <param name="page">The page as it runs now.</param>
     /// <param name="offset">Offset of the first replaced byte.</param>
-    /// <param name="length">How many were replaced.</param>
-    /// <param name="original">The guest's byte at an offset.</param>
-    internal void Note(ReadOnlySpan<byte> page, int offset, int length, Func<int, byte> original)
+    /// <param name="meant">The guest's bytes, as many as were replaced.</param>
+    internal void Note(ReadOnlySpan<byte> page, int offset, ReadOnlySpan<byte> meant)
     {
-        ReadOnlySpan<byte> ours = page.Slice(offset, length);
+        ReadOnlySpan<byte> ours = page.Slice(offset, meant.Length);
         bool isFollowed = offset + ContextLength <= page.Length;
         bool isPreceded = offset >= ContextLength;
 
         // A patch that comes and goes looks the same each time, and the world stands meanwhile.
-        if ((!isFollowed || IsKnown(following.GetValueOrDefault(Context(page, offset)), ours, offset, original))
-            && (!isPreceded || IsKnown(preceding.GetValueOrDefault(Before(page, offset)), ours, offset, original)))
+        if ((!isFollowed || following.GetValueOrDefault(Context(page, offset))?.Are(ours, meant) == true)
+            && (!isPreceded || preceding.GetValueOrDefault(Before(page, offset))?.Are(ours, meant) == true))
         {
             return;
         }
 
-        byte[] meant = new byte[length];
-        for (int index = 0; index < length; index++)
-        {
-            meant[index] = original(offset + index);
-        }
-
-        Replaced replaced = new(ours.ToArray(), meant);
+        ReplacedBytes replaced = new(ours.ToArray(), meant.ToArray());
         _ = firstBytes.Add(page[offset]);
         if (isFollowed)
         {
@@ -56,24 +49,6 @@ internal sealed class CodeCopies
         {
             preceding[Before(page, offset)] = replaced;
         }
-    }
-
-    private static bool IsKnown(Replaced? known, ReadOnlySpan<byte> ours, int offset, Func<int, byte> original)
-    {
-        if (known is null || !ours.SequenceEqual(known.Ours))
-        {
-            return false;
-        }
-
-        for (int index = 0; index < ours.Length; index++)
-        {
-            if (known.Meant[index] != original(offset + index))
-            {
-                return false;
-            }
-        }
-
-        return true;
     }
 
     /// <summary>Gives a page that is not scanned the bytes that the guest meant.</summary>
@@ -92,9 +67,9 @@ internal sealed class CodeCopies
         }
     }
 
-    private Replaced? Find(int offset)
+    private ReplacedBytes? Find(int offset)
     {
-        if (offset + ContextLength <= copy.Length && following.TryGetValue(Context(copy, offset), out Replaced? replaced))
+        if (offset + ContextLength <= copy.Length && following.TryGetValue(Context(copy, offset), out ReplacedBytes? replaced))
         {
             return replaced;
         }
@@ -111,6 +86,4 @@ internal sealed class CodeCopies
         (ulong first, ulong second) = Context(page, offset - ContextLength);
         return (first, second, page[offset]);
     }
-
-    private sealed record Replaced(byte[] Ours, byte[] Meant);
 }

@@ -52,7 +52,7 @@ internal sealed class CodePages(GuestMemory memory)
     private readonly Dictionary<ulong, KnownCode> known = [];
     private readonly CodeCopies copies = new();
     private readonly Dictionary<ulong, FormerBytes> former = [];
-    private readonly byte[] meant = new byte[Paging.PageSize];
+    private readonly byte[] scratch = new byte[Paging.PageSize];
 
     private long generation;
 
@@ -538,7 +538,7 @@ internal sealed class CodePages(GuestMemory memory)
         {
             if (run - CodeCopies.ContextLength < offset + length && offset < run + CodeCopies.ContextLength)
             {
-                copies.Note(bytes, run, runLength, at => page.Replaced[(ushort)at]);
+                copies.Note(bytes, run, Own(page, run, runLength));
             }
         }
     }
@@ -556,17 +556,23 @@ internal sealed class CodePages(GuestMemory memory)
             // A trap under a patch is not there at the moment, but for where the patch is traps as well.
             if (length > 1 || bytes[run] == Trap)
             {
-                for (int index = 0; index < length; index++)
-                {
-                    meant[index] = page.Replaced[(ushort)(run + index)];
-                }
-
-                NoteFormer(frame, run, bytes.Slice(run, length), meant.AsSpan(0, length));
+                NoteFormer(frame, run, bytes.Slice(run, length), Own(page, run, length));
             }
         }
     }
 
-    private void NoteFormer(ulong frame, int offset, ReadOnlySpan<byte> ours, ReadOnlySpan<byte> own)
+    /// <summary>The guest's bytes where all are replaced; until the next call.</summary>
+    private ReadOnlySpan<byte> Own(CodePage page, int offset, int length)
+    {
+        for (int index = 0; index < length; index++)
+        {
+            scratch[index] = page.Replaced[(ushort)(offset + index)];
+        }
+
+        return scratch.AsSpan(0, length);
+    }
+
+    private void NoteFormer(ulong frame, int offset, ReadOnlySpan<byte> ours, ReadOnlySpan<byte> meant)
     {
         if (!IsOriginalText(frame))
         {
@@ -578,7 +584,7 @@ internal sealed class CodePages(GuestMemory memory)
             former.Add(frame, there = new FormerBytes());
         }
 
-        there.Note(offset, ours, own);
+        there.Note(offset, ours, meant);
     }
 
     private bool TryGetOpen(ulong frame, [System.Diagnostics.CodeAnalysis.NotNullWhen(true)] out CodePage? page) =>

@@ -8,10 +8,7 @@ namespace Dmp.Kvm.CodeScan;
 /// </summary>
 internal sealed class FormerBytes
 {
-    private const byte Breakpoint = 0xCC;
-    private const int NearLength = 5;
-
-    private readonly Dictionary<int, List<Placed>> places = [];
+    private readonly Dictionary<int, List<ReplacedBytes>> places = [];
 
     /// <summary>Notes bytes that go, or are about to.</summary>
     /// <param name="offset">Offset of the first.</param>
@@ -19,20 +16,20 @@ internal sealed class FormerBytes
     /// <param name="meant">The guest's own bytes.</param>
     internal void Note(int offset, ReadOnlySpan<byte> ours, ReadOnlySpan<byte> meant)
     {
-        if (!places.TryGetValue(offset, out List<Placed>? there))
+        if (!places.TryGetValue(offset, out List<ReplacedBytes>? there))
         {
             places.Add(offset, there = []);
         }
 
-        foreach (Placed placed in there)
+        foreach (ReplacedBytes placed in there)
         {
-            if (ours.SequenceEqual(placed.Ours) && meant.SequenceEqual(placed.Meant))
+            if (placed.Are(ours, meant))
             {
                 return;
             }
         }
 
-        there.Add(new Placed(ours.ToArray(), meant.ToArray()));
+        there.Add(new ReplacedBytes(ours.ToArray(), meant.ToArray()));
     }
 
     /// <summary>Gives a page that is not scanned the guest's own bytes where it has ours, all or some of them.</summary>
@@ -40,13 +37,13 @@ internal sealed class FormerBytes
     /// <param name="before">What it held when it was given back the last time.</param>
     internal void Repair(Span<byte> page, ReadOnlySpan<byte> before)
     {
-        foreach ((int offset, List<Placed> there) in places)
+        foreach ((int offset, List<ReplacedBytes> there) in places)
         {
             // Fewer bytes than a displacement's may as well be a part of one, of a jump that the guest has put there since.
             bool mayBeInsideJump = offset > 0 && page[offset - 1] != before[offset - 1];
-            foreach (Placed placed in there)
+            foreach (ReplacedBytes placed in there)
             {
-                if ((placed.Ours.Length >= NearLength || !mayBeInsideJump) && TryRepair(page.Slice(offset, placed.Ours.Length), placed))
+                if ((placed.Ours.Length >= KnownCode.NearLength || !mayBeInsideJump) && TryRepair(page.Slice(offset, placed.Ours.Length), placed))
                 {
                     break;
                 }
@@ -58,12 +55,12 @@ internal sealed class FormerBytes
     internal bool TryFindTrapped(int offset, out byte meant)
     {
         meant = 0;
-        if (!places.TryGetValue(offset, out List<Placed>? there))
+        if (!places.TryGetValue(offset, out List<ReplacedBytes>? there))
         {
             return false;
         }
 
-        foreach (Placed placed in there)
+        foreach (ReplacedBytes placed in there)
         {
             if (placed.Ours is [CodePages.Trap])
             {
@@ -75,10 +72,10 @@ internal sealed class FormerBytes
         return false;
     }
 
-    private static bool TryRepair(Span<byte> bytes, Placed placed)
+    private static bool TryRepair(Span<byte> bytes, ReplacedBytes placed)
     {
         // A breakpoint is the guest's; what stands behind it may be ours all the same.
-        int first = bytes[0] == Breakpoint && placed.Ours[0] != Breakpoint ? 1 : 0;
+        int first = bytes[0] == KnownCode.Breakpoint && placed.Ours[0] != KnownCode.Breakpoint ? 1 : 0;
         bool hasOurs = false;
         for (int index = first; index < bytes.Length; index++)
         {
@@ -102,6 +99,4 @@ internal sealed class FormerBytes
 
         return hasOurs;
     }
-
-    private sealed record Placed(byte[] Ours, byte[] Meant);
 }

@@ -11,11 +11,15 @@ namespace Dmp.Kvm.CodeScan;
 /// </summary>
 internal sealed class KnownCode
 {
-    private const byte Breakpoint = 0xCC;
+    /// <summary>INT3.</summary>
+    internal const byte Breakpoint = 0xCC;
+
+    /// <summary>Bytes of a near call or jump.</summary>
+    internal const int NearLength = 5;
+
     private const byte NearCall = 0xE8;
     private const byte NearJump = 0xE9;
     private const byte ShortJump = 0xEB;
-    private const int NearLength = 5;
     private const int ShortLength = 2;
     private const int LongestInstruction = 15;
 

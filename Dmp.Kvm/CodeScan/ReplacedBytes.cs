@@ -1,0 +1,10 @@
+namespace Dmp.Kvm.CodeScan;
+
+/// <summary>Bytes of the guest's that ours stood in for. Immutable.</summary>
+/// <param name="Ours">What stood there.</param>
+/// <param name="Meant">The guest's own, as many.</param>
+internal sealed record ReplacedBytes(byte[] Ours, byte[] Meant)
+{
+    /// <summary>Whether these are the bytes.</summary>
+    internal bool Are(ReadOnlySpan<byte> ours, ReadOnlySpan<byte> meant) => ours.SequenceEqual(Ours) && meant.SequenceEqual(Meant);
+}
