@@ -59,6 +59,12 @@ public sealed record ControlSettings
     /// <summary>Patches that a machine may have.</summary>
     public required int PatchLimit { get; init; }
 
+    /// <summary>Most patches that are written, or taken back, in one stop of the world.</summary>
+    public required int PatchesPerStop { get; init; }
+
+    /// <summary>How long the guest runs between two stops of one transaction.</summary>
+    public required TimeSpan BetweenStops { get; init; }
+
     /// <summary>How often the patch engine is asked what happened to its patches.</summary>
     public required TimeSpan NoticeInterval { get; init; }
 
@@ -144,6 +150,8 @@ public sealed record ControlSettings
             HalfLife = Time(config, "dmp.patching.half-life"),
             BatchLimit = Count(config, "dmp.patching.batch-limit", least: 1),
             PatchLimit = Count(config, "dmp.patching.patch-limit"),
+            PatchesPerStop = Count(config, "dmp.patching.patches-per-stop", least: 1),
+            BetweenStops = Time(config, "dmp.patching.between-stops"),
             NoticeInterval = Time(config, "dmp.patching.notice-interval"),
             ChurnInterval = Time(config, "dmp.patching.churn-interval", orZero: true),
             ReplayWait = Time(config, "dmp.patching.replay-wait"),

@@ -14,6 +14,9 @@ namespace Dmp.Actors.Planning;
 /// and the code written, have the result journaled. Hot sites that come meanwhile wait for the next transaction.
 /// </summary>
 /// <remarks>
+/// A transaction of many patches stops the world several times, for a part each time, and lets the guest run in between: patches do not
+/// depend on each other, and what a guest notices is how long it stands, not how often.
+///
 /// Without a durable intent nothing is applied: while the journal is unavailable, hot sites are dropped, and come back as hot as they are
 /// when it is available again; so they are for a while after a transaction that was given up, longer each time, because a world that does not
 /// stop in time has better things to do. What must survive a restart of this actor lies in the <see cref="PatchBook"/> that it is lent.
@@ -57,6 +60,7 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
         Receive<NoticeTick>(_ => TakeNotices());
         Receive<ChurnTick>(_ => Churn());
         Receive<RestOver>(_ => resting = false);
+        Receive<NextPart>(_ => CommitPart());
         Receive<SetPatching>(set =>
         {
             if (stop is not null)
@@ -119,6 +123,11 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
 
         // The journal told its state to the predecessor. Answers to the predecessor's transaction find this actor, which completes it.
         peers.Journal.Tell(new JournalProtocol.GetState(NextId()));
+        if (memory.Current is { IsBetweenParts: true })
+        {
+            // A restart cancels the timers.
+            CommitPart();
+        }
     }
 
     /// <inheritdoc />
@@ -297,8 +306,25 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
             return;
         }
 
-        peers.Coordinator.Tell(
-            new QuiesceProtocol.Commit(transaction.Id, intended.Transaction, transaction.Patches, transaction.Reverts));
+        memory.Current = transaction with { Number = intended.Transaction };
+        CommitPart();
+    }
+
+    /// <summary>Has the world stopped for as many patches as one stop is for.</summary>
+    private void CommitPart()
+    {
+        if (memory.Current is not { } transaction)
+        {
+            return;
+        }
+
+        transaction = transaction with { Id = NextId(), IsBetweenParts = false };
+        memory.Current = transaction;
+        peers.Coordinator.Tell(new QuiesceProtocol.Commit(
+            transaction.Id,
+            transaction.Number,
+            transaction.Patches[..Math.Min(transaction.Patches.Length, settings.PatchesPerStop)],
+            transaction.Reverts[..Math.Min(transaction.Reverts.Length, settings.PatchesPerStop)]));
     }
 
     private void OnJournalFailed(JournalProtocol.JournalFailed failed)
@@ -320,6 +346,11 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
 
     private void OnCommitted(QuiesceProtocol.Committed committed)
     {
+        if (memory.Current is not { } transaction || transaction.Id != committed.RequestId)
+        {
+            return;
+        }
+
         rest = TimeSpan.Zero;
         foreach (PatchPlan plan in committed.Applied)
         {
@@ -336,43 +367,40 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
             book.Withdraw(plan, PatchingOff);
         }
 
-        if (!committed.Applied.IsEmpty || !committed.Failed.IsEmpty)
+        transaction = transaction.After(committed, settings.PatchesPerStop);
+        memory.Current = transaction;
+        if (transaction.IsBetweenParts)
         {
-            peers.Journal.Tell(new JournalProtocol.Complete(
-                NextId(),
-                committed.Transaction,
-                [.. committed.Applied.Select(plan => Offset(plan.Window))],
-                [.. committed.Failed.Select(failed => new JournalProtocol.AbortedPatch(Offset(failed.Plan.Window), failed.Reason))]));
+            Timers.StartSingleTimer(nameof(NextPart), NextPart.Instance, settings.BetweenStops);
+            return;
         }
 
-        if (memory.Current is { } transaction && transaction.Id == committed.RequestId)
+        JournalResult(transaction);
+        if (!transaction.Observed.IsEmpty)
         {
-            if (!transaction.Observed.IsEmpty)
-            {
-                peers.Journal.Tell(new JournalProtocol.Record(NextId(), transaction.Observed));
-            }
-
-            transaction.Answer?.From.Tell(new PatchingSet(
-                transaction.Answer.Value.Request.RequestId, memory.Enabled, committed.Applied.Length + committed.Reverted.Length));
-            End();
+            peers.Journal.Tell(new JournalProtocol.Record(NextId(), transaction.Observed));
         }
+
+        if (transaction.Answer is (var request, var from))
+        {
+            memory.Enabled = request.Enabled;
+            from.Tell(new PatchingSet(request.RequestId, request.Enabled, transaction.Applied.Length + transaction.Reverted));
+        }
+
+        End();
     }
 
     private void OnAborted(QuiesceProtocol.Aborted aborted)
     {
-        foreach (PreparedPatch patch in aborted.Commit.Patches)
+        if (memory.Current is not { } transaction || transaction.Id != aborted.RequestId)
+        {
+            return;
+        }
+
+        foreach (PreparedPatch patch in transaction.Patches)
         {
             engine.Discard(patch);
             book.Abort(patch.Plan, aborted.Reason, wasIntended: true);
-        }
-
-        if (!aborted.Commit.Patches.IsEmpty)
-        {
-            peers.Journal.Tell(new JournalProtocol.Complete(
-                NextId(),
-                aborted.Commit.Transaction,
-                [],
-                [.. aborted.Commit.Patches.Select(patch => new JournalProtocol.AbortedPatch(Offset(patch.Plan.Window), aborted.Reason))]));
         }
 
         foreach (PatchPlan plan in aborted.Reverted)
@@ -380,13 +408,28 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
             book.Withdraw(plan, PatchingOff);
         }
 
+        JournalResult(transaction with
+        {
+            Failed = [.. transaction.Failed, .. transaction.Patches.Select(patch => new QuiesceProtocol.FailedPatch(patch.Plan, aborted.Reason))],
+        });
         log.Info("a patch transaction was given up: {0}", aborted.Reason);
         Rest();
-        if (memory.Current is { } transaction && transaction.Id == aborted.RequestId)
+        transaction.Answer?.From.Tell(new Refused(transaction.Answer.Value.Request.RequestId, aborted.Reason));
+        End();
+    }
+
+    private void JournalResult(PlannerTransaction transaction)
+    {
+        if (transaction.Applied.IsEmpty && transaction.Failed.IsEmpty)
         {
-            transaction.Answer?.From.Tell(new Refused(transaction.Answer.Value.Request.RequestId, aborted.Reason));
-            End();
+            return;
         }
+
+        peers.Journal.Tell(new JournalProtocol.Complete(
+            NextId(),
+            transaction.Number,
+            [.. transaction.Applied.Select(plan => Offset(plan.Window))],
+            [.. transaction.Failed.Select(failed => new JournalProtocol.AbortedPatch(Offset(failed.Plan.Window), failed.Reason))]));
     }
 
     /// <summary>Takes no hot sites for a while, twice as long as the last time if nothing was committed since.</summary>
@@ -411,9 +454,8 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
         if (!set.Enabled)
         {
             ImmutableArray<PatchPlan> standing = book.Standing;
-            memory.Enabled = false;
             memory.Current = new PlannerTransaction(NextId(), [], standing, [], (set, from));
-            peers.Coordinator.Tell(new QuiesceProtocol.Commit(memory.Current.Id, Transaction: 0, [], standing));
+            CommitPart();
             return;
         }
 
@@ -510,6 +552,11 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
         public static readonly RestOver Instance = new();
     }
 
+    private sealed class NextPart
+    {
+        public static readonly NextPart Instance = new();
+    }
+
     private sealed class ChurnTick
     {
         public static readonly ChurnTick Instance = new();
@@ -538,9 +585,9 @@ public sealed class PlannerMemory
 }
 
 /// <summary>A transaction under way.</summary>
-/// <param name="Id">Id of the requests that belong to it.</param>
-/// <param name="Patches">Patches to apply.</param>
-/// <param name="Reverts">Patches to take back.</param>
+/// <param name="Id">Id of the request that is to be answered.</param>
+/// <param name="Patches">Patches still to be applied.</param>
+/// <param name="Reverts">Patches still to be taken back.</param>
 /// <param name="Observed">What the patched sites cost before.</param>
 /// <param name="Answer">Who has asked for it; null when hot sites did.</param>
 internal sealed record PlannerTransaction(
@@ -548,4 +595,38 @@ internal sealed record PlannerTransaction(
     ImmutableArray<PreparedPatch> Patches,
     ImmutableArray<PatchPlan> Reverts,
     ImmutableArray<JournalEvent.Fact> Observed,
-    (PlanningProtocol.SetPatching Request, IActorRef From)? Answer);
+    (PlanningProtocol.SetPatching Request, IActorRef From)? Answer)
+{
+    /// <summary>The journal's number of it; 0 for one that only takes back.</summary>
+    public long Number { get; init; }
+
+    /// <summary>Patches applied so far.</summary>
+    public ImmutableArray<PatchPlan> Applied { get; init; } = [];
+
+    /// <summary>Patches that could not be applied so far.</summary>
+    public ImmutableArray<QuiesceProtocol.FailedPatch> Failed { get; init; } = [];
+
+    /// <summary>Patches taken back so far.</summary>
+    public int Reverted { get; init; }
+
+    /// <summary>Whether a part is done and the next one is still to be asked for.</summary>
+    public bool IsBetweenParts { get; init; }
+
+    /// <summary>What is left when a part was committed.</summary>
+    /// <param name="committed">What became of it.</param>
+    /// <param name="part">Most patches in a part.</param>
+    public PlannerTransaction After(QuiesceProtocol.Committed committed, int part)
+    {
+        ImmutableArray<PreparedPatch> patches = Patches[Math.Min(Patches.Length, part)..];
+        ImmutableArray<PatchPlan> reverts = Reverts[Math.Min(Reverts.Length, part)..];
+        return this with
+        {
+            Patches = patches,
+            Reverts = reverts,
+            Applied = [.. Applied, .. committed.Applied],
+            Failed = [.. Failed, .. committed.Failed],
+            Reverted = Reverted + committed.Reverted.Length,
+            IsBetweenParts = patches.Length + reverts.Length > 0,
+        };
+    }
+}

@@ -22,6 +22,8 @@ public class ControlSettingsSpecs
     [InlineData("half-life = 1s", "half-life = -1s", "dmp.patching.half-life")]
     [InlineData("batch-limit = 64", "batch-limit = 0", "dmp.patching.batch-limit must not be less than 1")]
     [InlineData("patch-limit = 4096", "patch-limit = -1", "dmp.patching.patch-limit must not be less than 0")]
+    [InlineData("patches-per-stop = 16", "patches-per-stop = 0", "dmp.patching.patches-per-stop must not be less than 1")]
+    [InlineData("between-stops = 1ms", "between-stops = 0ms", "dmp.patching.between-stops must be more than zero")]
     [InlineData("notice-interval = 1s", "notice-interval = 0s", "dmp.patching.notice-interval must be more than zero")]
     [InlineData("replay-wait = 5s", "", "dmp.patching.replay-wait is missing")]
     [InlineData("quiesce-timeout = 250ms", "quiesce-timeout = {}", "dmp.patching.quiesce-timeout")]

@@ -16,9 +16,10 @@ namespace Dmp.Actors.Specs.Planning;
 public sealed class PatchPlannerSpecs : TestKit
 {
     private static readonly TimeSpan Limit = TimeSpan.FromSeconds(30);
+    private static readonly ControlSettings TwoPerStop = Settings.Shipped with { PatchesPerStop = 2 };
 
     private readonly FakePatchEngine engine = new();
-    private readonly PatchBook book = new(patchLimit: 3);
+    private readonly PatchBook book = new(patchLimit: 4);
     private readonly TestProbe journal;
     private readonly TestProbe coordinator;
     private readonly TestProbe parent;
@@ -32,7 +33,7 @@ public sealed class PatchPlannerSpecs : TestKit
         coordinator = CreateTestProbe();
         parent = CreateTestProbe();
         var peers = new PlannerPeers(journal.Ref, coordinator.Ref, Replay: true, RecordUnused: true);
-        planner = RestartingParent.Of(this, PatchPlanner.Props(engine, book, peers, Settings.Shipped), parent);
+        planner = RestartingParent.Of(this, PatchPlanner.Props(engine, book, peers, TwoPerStop), parent);
     }
 
     private TestScheduler Time => (TestScheduler)Sys.Scheduler;
@@ -82,9 +83,9 @@ public sealed class PatchPlannerSpecs : TestKit
     public async Task Budget()
     {
         await OpenAsync();
-        Heat(0x100, 0x200, 0x300, 0x400);
-        Assert.Equal(3, (await IntendAsync()).Patches.Length);
-        Assert.Equal("the machine has 3 patches", book.Summarize().Find(FakePatchEngine.Base + 0x400)?.Reason);
+        Heat(0x100, 0x200, 0x300, 0x400, 0x500);
+        Assert.Equal(4, (await IntendAsync()).Patches.Length);
+        Assert.Equal("the machine has 4 patches", book.Summarize().Find(FakePatchEngine.Base + 0x500)?.Reason);
     }
 
     [Fact(DisplayName = "A transaction that is given up is journaled with the reason, and its sites stay candidates")]
@@ -375,6 +376,118 @@ public sealed class PatchPlannerSpecs : TestKit
         Assert.Single(book.Withdrawn);
     }
 
+    [Fact(DisplayName = "A transaction of many patches stops the world several times, and the guest runs in between; its result is journaled at the end")]
+    public async Task Parts()
+    {
+        await OpenAsync();
+        Heat(0x100, 0x200, 0x300);
+        QuiesceProtocol.Commit first = await CommitAsync(await IntendAsync());
+        Assert.Equal([0x100L, 0x200], OffsetsOf(first.Patches.Select(patch => patch.Plan)));
+        Committed(first);
+        await SettleAsync();
+        Assert.False(coordinator.HasMessages);
+        Assert.False(journal.HasMessages);
+
+        Time.Advance(TwoPerStop.BetweenStops);
+        QuiesceProtocol.Commit second = await CommitAsync();
+        Assert.Equal([0x300L], OffsetsOf(second.Patches.Select(patch => patch.Plan)));
+        Assert.Equal(first.Transaction, second.Transaction);
+        Assert.NotEqual(first.RequestId, second.RequestId);
+        Committed(second);
+        Assert.Equal([0x100L, 0x200, 0x300], (IEnumerable<long>)(await CompleteAsync()).Applied);
+    }
+
+    [Fact(DisplayName = "A transaction that is given up in the middle leaves what was applied, and journals both")]
+    public async Task Given_up_in_the_middle()
+    {
+        await OpenAsync();
+        Heat(0x100, 0x200, 0x300);
+        Committed(await CommitAsync(await IntendAsync()));
+        await SettleAsync();
+        Time.Advance(TwoPerStop.BetweenStops);
+        QuiesceProtocol.Commit second = await CommitAsync();
+        planner.Tell(new QuiesceProtocol.Aborted(second.RequestId, second, "vCPU 1 did not stop in time"), coordinator);
+        JournalProtocol.Complete complete = await CompleteAsync();
+        Assert.Equal([0x100L, 0x200], (IEnumerable<long>)complete.Applied);
+        Assert.Equal(new JournalProtocol.AbortedPatch(0x300, "vCPU 1 did not stop in time"), Assert.Single(complete.Aborted));
+        await SettleAsync();
+        Assert.Equal([FakePatchEngine.Base + 0x300], engine.Discarded);
+        Assert.Equal((2, 1), (book.Applied, book.Aborted));
+    }
+
+    [Fact(DisplayName = "Of a transaction that is given up early, nothing is left waiting")]
+    public async Task Given_up_at_once()
+    {
+        await OpenAsync();
+        Heat(0x100, 0x200, 0x300);
+        QuiesceProtocol.Commit first = await CommitAsync(await IntendAsync());
+        planner.Tell(new QuiesceProtocol.Aborted(first.RequestId, first, "vCPU 1 did not stop in time"), coordinator);
+        Assert.Equal([0x100L, 0x200, 0x300], (await CompleteAsync()).Aborted.Select(aborted => aborted.Offset));
+        await SettleAsync();
+        Assert.Equal(3, engine.Discarded.Count);
+    }
+
+    [Fact(DisplayName = "Many patches are taken back in parts as well, and who asked is answered at the end")]
+    public async Task Parts_taken_back()
+    {
+        await PatchAsync(0x100, 0x200, 0x300);
+        planner.Tell(new SetPatching(50, false), TestActor);
+        QuiesceProtocol.Commit first = await CommitAsync();
+        Assert.Equal([0x100L, 0x200], OffsetsOf(first.Reverts));
+        Committed(first);
+        await SettleAsync();
+        Assert.False(HasMessages);
+        Time.Advance(TwoPerStop.BetweenStops);
+        QuiesceProtocol.Commit second = await CommitAsync();
+        Assert.Equal([0x300L], OffsetsOf(second.Reverts));
+        Committed(second);
+        await ExpectMsgAsync(new PatchingSet(50, false, 3), Limit);
+        Assert.Empty(book.Standing);
+    }
+
+    [Fact(DisplayName = "Patching that cannot be switched off stays on, and what was taken back comes again with the next switch")]
+    public async Task Not_switched_off()
+    {
+        await PatchAsync(0x100, 0x200, 0x300);
+        planner.Tell(new SetPatching(50, false), TestActor);
+        Committed(await CommitAsync());
+        await SettleAsync();
+        Time.Advance(TwoPerStop.BetweenStops);
+        QuiesceProtocol.Commit second = await CommitAsync();
+        planner.Tell(new QuiesceProtocol.Aborted(second.RequestId, second, "vCPU 1 did not stop in time"), coordinator);
+        await ExpectMsgAsync(new Refused(50, "vCPU 1 did not stop in time"), Limit);
+        Assert.Equal([0x300L], OffsetsOf(book.Standing));
+
+        planner.Tell(new SetPatching(51, true), TestActor);
+        Committed(await CommitAsync(await IntendAsync()));
+        await ExpectMsgAsync(new PatchingSet(51, true, 2), Limit);
+        await CompleteAsync();
+
+        // Rested, it looks at hot sites as before, whether or not a switch came in between.
+        planner.Tell(new SetPatching(52, false), TestActor);
+        QuiesceProtocol.Commit third = await CommitAsync();
+        planner.Tell(new QuiesceProtocol.Aborted(third.RequestId, third, "vCPU 1 did not stop in time"), coordinator);
+        await ExpectMsgAsync<Refused>(Limit);
+        Time.Advance(TwoPerStop.FirstRest);
+        engine.Unpatchable[FakePatchEngine.Base + 0x400] = new PlanResult.Refused("a branch leads into it", [0xf4]);
+        Heat(0x400);
+        await journal.ExpectMsgAsync<JournalProtocol.Record>(Limit);
+    }
+
+    [Fact(DisplayName = "A planner that fails between two parts of a transaction goes on with the next")]
+    public async Task Fails_between_parts()
+    {
+        await OpenAsync();
+        Heat(0x100, 0x200, 0x300);
+        Committed(await CommitAsync(await IntendAsync()));
+        await SettleAsync();
+        await FailAsync();
+        QuiesceProtocol.Commit second = await CommitAsync();
+        Assert.Equal([0x300L], OffsetsOf(second.Patches.Select(patch => patch.Plan)));
+        Committed(second);
+        Assert.Equal([0x100L, 0x200, 0x300], (IEnumerable<long>)(await CompleteAsync()).Applied);
+    }
+
     [Fact(DisplayName = "The end of a run waits for the transaction under way, and every other request is answered")]
     public async Task Stop_during_a_transaction()
     {
@@ -465,11 +578,21 @@ public sealed class PatchPlannerSpecs : TestKit
         TimeSpan.FromSeconds(1),
         [.. offsets.Select(offset => new HotSite(FakePatchEngine.Base + offset, ExitKind.Privileged, 100, 100))]));
 
-    private async Task PatchAsync(ulong offset)
+    private static IEnumerable<long> OffsetsOf(IEnumerable<PatchPlan> plans) => plans.Select(plan => (long)(plan.Window - FakePatchEngine.Base));
+
+    private async Task PatchAsync(params IReadOnlyList<ulong> offsets)
     {
         await OpenAsync();
-        Heat(offset);
-        Committed(await CommitAsync(await IntendAsync()));
+        Heat(offsets);
+        JournalProtocol.Intend? intend = await IntendAsync();
+        for (int done = 0; done < offsets.Count; done += TwoPerStop.PatchesPerStop)
+        {
+            Committed(await CommitAsync(intend));
+            await SettleAsync();
+            Time.Advance(TwoPerStop.BetweenStops);
+            intend = null;
+        }
+
         await CompleteAsync();
         await journal.ExpectMsgAsync<JournalProtocol.Record>(Limit);
     }
