@@ -33,7 +33,9 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
     private readonly ControlSettings settings;
     private readonly PlannerMemory memory;
     private readonly List<PatchNotice> notices = [];
-    private readonly Queue<HotSite> hot = new();
+
+    // What came while a transaction was under way. A site that goes on to be hot is there once: looking at it takes its time each time.
+    private readonly OrderedDictionary<ulong, HotSite> hot = [];
     private readonly Queue<(SetPatching Request, IActorRef From)> switches = new();
 
     private static long lastRequestId;
@@ -189,7 +191,7 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
         at = detected.At;
         foreach (HotSite site in detected.Sites)
         {
-            hot.Enqueue(site);
+            hot[site.Rip] = site;
         }
 
         Begin();
@@ -228,11 +230,12 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
         TakeNotices();
         List<(PreparedPatch Patch, long Exits)> prepared = [];
         List<JournalEvent.Fact> facts = [];
-        while (hot.TryDequeue(out HotSite? site))
+        foreach (HotSite site in hot.Values)
         {
             Consider(site, prepared, facts);
         }
 
+        hot.Clear();
         if (facts.Count > 0)
         {
             peers.Journal.Tell(new JournalProtocol.Record(NextId(), [.. facts]));
@@ -252,28 +255,37 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
         switch (engine.Plan(site.Rip, site.Kind))
         {
             case PlanResult.Refused refused:
-                book.Refuse(site.Rip, refused.Bytes, refused.Reason);
-                facts.Add(new JournalEvent.PatchRefused(Offset(site.Rip), refused.Bytes, refused.Reason, site.Kind)
-                {
-                    Symbol = Symbol(site.Rip),
-                    KernelBase = engine.KernelBase,
-                });
+                Refuse(site, refused.Bytes, refused.Reason, facts);
                 break;
             case PlanResult.Planned { Plan: var plan } when book.IsDisabled(plan):
                 book.SwitchOff(site.Rip);
                 break;
             case PlanResult.Planned { Plan: var plan }:
-                if (engine.Prepare(plan, out string reason) is { } patch)
+                if (engine.Prepare(plan, out PreparationFailure? failure) is { } patch)
                 {
                     prepared.Add((patch, site.Exits));
                 }
+                else if (failure is { IsFinal: true })
+                {
+                    Refuse(site, [.. plan.Original.Skip((int)(site.Rip - plan.Window))], failure.Reason, facts);
+                }
                 else
                 {
-                    book.Postpone(site.Rip, reason);
+                    book.Postpone(site.Rip, failure?.Reason ?? "");
                 }
 
                 break;
         }
+    }
+
+    private void Refuse(HotSite site, ImmutableArray<byte> bytes, string reason, List<JournalEvent.Fact> facts)
+    {
+        book.Refuse(site.Rip, bytes, reason);
+        facts.Add(new JournalEvent.PatchRefused(Offset(site.Rip), bytes, reason, site.Kind)
+        {
+            Symbol = Symbol(site.Rip),
+            KernelBase = engine.KernelBase,
+        });
     }
 
     private void Intend(List<(PreparedPatch Patch, long Exits)> prepared, (SetPatching Request, IActorRef From)? answer)
@@ -470,13 +482,13 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
         List<(PreparedPatch Patch, long Exits)> prepared = [];
         foreach (PatchPlan plan in book.Withdrawn)
         {
-            if (engine.Prepare(plan, out string reason) is { } patch)
+            if (engine.Prepare(plan, out PreparationFailure? failure) is { } patch)
             {
                 prepared.Add((patch, 0));
             }
             else
             {
-                book.Abort(plan, reason, wasIntended: false);
+                book.Abort(plan, failure?.Reason ?? "", wasIntended: false);
             }
         }
 

@@ -40,22 +40,31 @@ internal sealed class Arena(MappedMemory monitor)
         {
             foreach ((ulong start, Page page) in pages)
             {
-                if (page.Free >= length && constraint.AllowsPage(start - origin) && TryReserveIn(page, start, origin, constraint, length, out address))
+                if (page.Free >= length && TryFind(page, start - origin, constraint, length, out int offset))
                 {
+                    page.Take(offset, length);
+                    address = start + (ulong)offset;
                     return true;
                 }
             }
 
-            foreach (ulong start in constraint.Pages(origin, MachineLayout.ArenaBase, MachineLayout.ArenaSize))
+            for (ulong from = MachineLayout.ArenaBase;
+                pages.Count < MachineLayout.ArenaFrames && constraint.TryFindNext(from - origin, out ulong wanted);
+                from += Paging.PageSize)
             {
-                if (pages.Count == MachineLayout.ArenaFrames)
+                ulong start = (origin + wanted) & ~Paging.PageOffsetMask;
+                if (start - MachineLayout.ArenaBase >= MachineLayout.ArenaSize)
                 {
                     break;
                 }
 
-                if (!pages.ContainsKey(start)
-                    && TryReserveIn(new Page(pages.Count), start, origin, constraint, length, out address))
+                from = start;
+                if (!pages.ContainsKey(start) && TryFind(page: null, start - origin, constraint, length, out int offset))
                 {
+                    Page page = new(pages.Count);
+                    page.Take(offset, length);
+                    Map(start, page);
+                    address = start + (ulong)offset;
                     return true;
                 }
             }
@@ -87,28 +96,28 @@ internal sealed class Arena(MappedMemory monitor)
         }
     }
 
-    private bool TryReserveIn(
-        Page page, ulong start, ulong origin, DisplacementConstraint constraint, int length, out ulong address)
+    /// <summary>Finds free memory in a page where the displacements to it are wanted ones.</summary>
+    /// <param name="page">The page; null for one that is all free.</param>
+    /// <param name="displacement">Displacement to its first byte.</param>
+    /// <param name="constraint">Which displacements are wanted.</param>
+    /// <param name="length">Bytes.</param>
+    /// <param name="offset">Where in the page.</param>
+    private static bool TryFind(Page? page, ulong displacement, DisplacementConstraint constraint, int length, out int offset)
     {
-        for (int offset = 0; offset + length <= Paging.PageSize; offset++)
+        offset = 0;
+        while (offset + length <= Paging.PageSize
+            && constraint.TryFindNext(displacement + (ulong)offset, out ulong wanted)
+            && wanted - displacement + (ulong)length <= Paging.PageSize)
         {
-            if (page.IsFree(offset, length, out int next))
+            offset = (int)(wanted - displacement);
+            if (page is null || page.IsFree(offset, length, out int next))
             {
-                address = start + (ulong)offset;
-                if (constraint.Allows(address - origin))
-                {
-                    page.Take(offset, length);
-                    Map(start, page);
-                    return true;
-                }
+                return true;
             }
-            else
-            {
-                offset = next - 1;
-            }
+
+            offset = next;
         }
 
-        address = 0;
         return false;
     }
 

@@ -84,6 +84,11 @@ public abstract record PlanResult
 /// <param name="Replacement">What the window's bytes become.</param>
 public sealed record PreparedPatch(PatchPlan Plan, ulong Implant, ImmutableArray<byte> Replacement);
 
+/// <summary>Why a patch could not be prepared.</summary>
+/// <param name="Reason">In a few words.</param>
+/// <param name="IsFinal">Whether asking again is of no use until the bytes change.</param>
+public sealed record PreparationFailure(string Reason, bool IsFinal);
+
 /// <summary>Something that happened to a patch while the guest ran, on a vCPU's thread.</summary>
 /// <param name="Plan">The patch.</param>
 /// <param name="What">What happened.</param>
@@ -137,9 +142,9 @@ public interface IPatchEngine
 
     /// <summary>Writes the implant of a plan into the arena. Without effect on the guest.</summary>
     /// <param name="plan">The plan.</param>
-    /// <param name="reason">Why it could not be done.</param>
+    /// <param name="failure">Why it could not be done; null when it could.</param>
     /// <returns>Null when it could not be done: no arena memory in reach, overlap with another patch.</returns>
-    PreparedPatch? Prepare(PatchPlan plan, out string reason);
+    PreparedPatch? Prepare(PatchPlan plan, out PreparationFailure? failure);
 
     /// <summary>Verifies the window's bytes and replaces them. Every vCPU is paused.</summary>
     /// <param name="patch">The patch.</param>

@@ -11,8 +11,6 @@ internal readonly struct DisplacementConstraint
 {
     private const int Bytes = sizeof(int);
     private const int BitsPerByte = 8;
-    private const int PageNibbleByte = 1;
-    private const int LowNibbleMask = 0xF;
 
     private readonly byte constrained;
 
@@ -59,48 +57,62 @@ internal readonly struct DisplacementConstraint
         return true;
     }
 
-    /// <summary>Whether a page may hold such an implant, going by the displacement to its first byte.</summary>
-    internal bool AllowsPage(ulong displacement)
+    /// <summary>Finds the lowest displacement that is allowed, from one on; from a negative one on, the lowest negative one.</summary>
+    /// <param name="displacement">The first to be looked at (modulo 2^64); may be out of a jump's reach.</param>
+    /// <param name="next">The one that is allowed.</param>
+    /// <returns>Whether there is one.</returns>
+    internal bool TryFindNext(ulong displacement, out ulong next)
     {
-        // The page's displacements lie in a range of 4 KiB that need not be aligned: some one of them must be allowed.
-        ulong last = displacement + Paging.PageOffsetMask;
-        return AllowsUpper(displacement) || AllowsUpper(last);
-    }
-
-    /// <summary>The pages of a range that may hold such an implant, nearest to its end first.</summary>
-    /// <param name="origin">Where displacements count from.</param>
-    /// <param name="start">First page of the range.</param>
-    /// <param name="size">Bytes of the range.</param>
-    internal IEnumerable<ulong> Pages(ulong origin, ulong start, ulong size)
-    {
-        for (ulong page = start + size - Paging.PageSize; page >= start; page -= Paging.PageSize)
+        next = displacement;
+        if ((long)displacement > int.MaxValue)
         {
-            if (AllowsPage(page - origin))
-            {
-                yield return page;
-            }
+            return false;
         }
+
+        // The bytes from the highest on: what is below one that was raised begins again.
+        ulong bits = (uint)Math.Max((long)displacement, int.MinValue);
+        for (int index = Bytes - 1; index >= 0; index--)
+        {
+            if (!IsConstrained(index))
+            {
+                continue;
+            }
+
+            int shift = BitsPerByte * index;
+            int wanted = FirstFaulting((byte)(bits >> shift));
+            if (wanted == (byte)(bits >> shift))
+            {
+                continue;
+            }
+
+            // Without a byte as high as this one: the byte above counts up, and is looked at again.
+            ulong above = bits >> shift >> BitsPerByte;
+            bits = wanted < 0 ? (above + 1) << shift << BitsPerByte : ((above << BitsPerByte) | (byte)wanted) << shift;
+            if (bits > uint.MaxValue)
+            {
+                return false;
+            }
+
+            index = wanted < 0 ? Bytes : index;
+        }
+
+        next = (ulong)(int)(uint)bits;
+        return (long)displacement < 0 == (long)next < 0;
     }
 
-    private bool AllowsUpper(ulong displacement)
+    /// <summary>The lowest byte of <see cref="FaultingBytes"/> that is not below one; -1 when there is none.</summary>
+    private static int FirstFaulting(byte least)
     {
-        byte nibble = (byte)((displacement >> (BitsPerByte * PageNibbleByte)) & ~(ulong)LowNibbleMask);
-        return (!IsConstrained(3) || FaultingBytes.Contains((byte)(displacement >> (BitsPerByte * 3))))
-            && (!IsConstrained(2) || FaultingBytes.Contains((byte)(displacement >> (BitsPerByte * 2))))
-            && (!IsConstrained(PageNibbleByte) || HasNibble(nibble));
-    }
-
-    private static bool HasNibble(byte nibble)
-    {
+        int first = -1;
         foreach (byte candidate in FaultingBytes)
         {
-            if ((candidate & ~LowNibbleMask) == nibble)
+            if (candidate >= least && (first < 0 || candidate < first))
             {
-                return true;
+                first = candidate;
             }
         }
 
-        return false;
+        return first;
     }
 
     private bool IsConstrained(int index) => (constrained & (1 << index)) != 0;

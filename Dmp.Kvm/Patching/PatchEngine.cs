@@ -61,13 +61,13 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
     }
 
     /// <inheritdoc/>
-    public PreparedPatch? Prepare(PatchPlan plan, out string reason)
+    public PreparedPatch? Prepare(PatchPlan plan, out PreparationFailure? failure)
     {
         ArgumentNullException.ThrowIfNull(plan);
         Patch? patch;
         using (sync.Enter())
         {
-            if (IsInTheWay(plan, out reason))
+            if (IsInTheWay(plan, out failure))
             {
                 return null;
             }
@@ -75,9 +75,11 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
             patch = Find(plan);
         }
 
+        string reason = "";
         patch ??= Build(plan, out reason);
         if (patch is null)
         {
+            failure = new PreparationFailure(reason, IsFinal: true);
             return null;
         }
 
@@ -85,7 +87,7 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
         {
             // Meanwhile a page may have got a patch back. The implant stays for the next time.
             patch = FindOrAdd(patch);
-            if (IsInTheWay(plan, out reason))
+            if (IsInTheWay(plan, out failure))
             {
                 return null;
             }
@@ -333,11 +335,11 @@ internal sealed class PatchEngine : IPatchEngine, IPagePatches
         return patch;
     }
 
-    private bool IsInTheWay(PatchPlan plan, out string reason)
+    private bool IsInTheWay(PatchPlan plan, out PreparationFailure? failure)
     {
         Patch? other = PatchesOf(plan.Window).Find(patch =>
             patch.State is PatchState.InForce or PatchState.Prepared && !patch.Plan.IsSamePatch(plan) && Overlaps(patch.Plan, plan));
-        reason = other is null ? "" : $"it overlaps the patch at 0x{other.Plan.Window:x}";
+        failure = other is null ? null : new PreparationFailure($"it overlaps the patch at 0x{other.Plan.Window:x}", IsFinal: false);
         return other is not null;
     }
 

@@ -66,15 +66,13 @@ internal sealed class FakePatchEngine : IPatchEngine
 
     public bool HasBytes(ulong address, ReadOnlySpan<byte> bytes) => BytesAreTheSame;
 
-    public PreparedPatch? Prepare(PatchPlan plan, out string reason)
+    public PreparedPatch? Prepare(PatchPlan plan, out PreparationFailure? failure)
     {
-        if (Unpreparable.TryGetValue(plan.Window, out string? why))
+        if (Unpreparable.TryGetValue(plan.Window, out failure))
         {
-            reason = why;
             return null;
         }
 
-        reason = "";
         return new PreparedPatch(plan, plan.Window + 0x1000, [0xe9, 0, 0, 0, 0]);
     }
 
@@ -150,7 +148,7 @@ internal sealed class FakePatchEngine : IPatchEngine
     public bool FailingReplay { get; set; }
 
     /// <summary>Windows at which preparing fails, and why.</summary>
-    public ConcurrentDictionary<ulong, string> Unpreparable { get; } = new();
+    public ConcurrentDictionary<ulong, PreparationFailure> Unpreparable { get; } = new();
 
     public void Discard(PreparedPatch patch) => Discarded.Enqueue(patch.Plan.Window);
 

@@ -109,9 +109,9 @@ public sealed class DisabledSitesSpecs : TestKit
 
         public bool HasBytes(ulong address, ReadOnlySpan<byte> bytes) => true;
 
-        public PreparedPatch? Prepare(PatchPlan plan, out string reason)
+        public PreparedPatch? Prepare(PatchPlan plan, out PreparationFailure? failure)
         {
-            reason = "";
+            failure = null;
             return new PreparedPatch(plan, Implant: 0, plan.Original);
         }
 

@@ -219,6 +219,42 @@ public sealed class PatchPlannerSpecs : TestKit
         Assert.Equal(2, engine.Asked.Count);
     }
 
+    [Fact(DisplayName = "A site for whose patch there will never be room is refused as well; one that another is in the way of is looked at again")]
+    public async Task Preparation_fails()
+    {
+        await OpenAsync();
+        ulong never = FakePatchEngine.Base + 0x100;
+        ulong later = FakePatchEngine.Base + 0x200;
+        engine.Unpreparable[never] = new PreparationFailure("no room", IsFinal: true);
+        engine.Unpreparable[later] = new PreparationFailure("it overlaps another patch", IsFinal: false);
+        Heat(0x100, 0x200);
+        var refused = Assert.IsType<JournalEvent.PatchRefused>(
+            Assert.Single((await journal.ExpectMsgAsync<JournalProtocol.Record>(Limit)).Facts));
+        Assert.Equal((0x100L, "no room"), (refused.SiteOffset, refused.Reason));
+        Assert.Equal((IEnumerable<byte>)FakePatchEngine.PlanOf(never).Original, refused.Bytes);
+        Heat(0x100, 0x200);
+        await SettleAsync();
+        Assert.Equal([never, later, later], engine.Asked);
+    }
+
+    [Fact(DisplayName = "A site that goes on to be hot during a transaction is looked at once after it")]
+    public async Task Hot_all_the_time()
+    {
+        await OpenAsync();
+        Heat(0x100);
+        JournalProtocol.Intend intend = await IntendAsync();
+        engine.Unpreparable[FakePatchEngine.Base + 0x200] = new PreparationFailure("it overlaps another patch", IsFinal: false);
+        for (int round = 0; round < 5; round++)
+        {
+            Heat(0x200);
+        }
+
+        Committed(await CommitAsync(intend));
+        await CompleteAsync();
+        await SettleAsync();
+        Assert.Equal([FakePatchEngine.Base + 0x100, FakePatchEngine.Base + 0x200], engine.Asked);
+    }
+
     [Fact(DisplayName = "Without a journal the guest starts, and nothing is patched; with it, hot sites are patched as ever")]
     public async Task No_journal()
     {
@@ -302,7 +338,7 @@ public sealed class PatchPlannerSpecs : TestKit
 
         if (!isPrepared)
         {
-            engine.Unpreparable[FakePatchEngine.Base + 0x100] = "it overlaps another patch";
+            engine.Unpreparable[FakePatchEngine.Base + 0x100] = new("it overlaps another patch", IsFinal: false);
         }
 
         planner.Tell(new SetPatching(51, true), TestActor);

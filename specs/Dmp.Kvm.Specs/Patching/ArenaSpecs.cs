@@ -123,7 +123,6 @@ public sealed class ArenaSpecs : IDisposable
 
         ulong displacement = (ulong)BitConverter.ToInt32(bytes);
         Assert.True(constraint.Allows(displacement));
-        Assert.True(constraint.AllowsPage(displacement - (ulong)random.Next(Paging.PageSize)));
         Assert.False(constraint.Allows(displacement ^ (1UL << 40)));
         Assert.Equal(boundaries.Length == 0, constraint.Allows(0x0101_0101));
         foreach (int boundary in boundaries)
@@ -132,17 +131,41 @@ public sealed class ArenaSpecs : IDisposable
         }
     }
 
-    [Fact(DisplayName = "A page that is left out holds no displacement that is wanted")]
-    public void Left_out()
+    [Property(DisplayName = "The next displacement that is allowed is the first of all from one on", MaxTest = 300)]
+    public void Next(int seed)
     {
-        Random random = new(11);
-        for (int round = 0; round < 40; round++)
+        Random random = new(seed);
+        DisplacementConstraint constraint = DisplacementConstraint.For(Boundaries(random));
+        ulong from = (ulong)(long)random.Next(int.MinValue, int.MaxValue);
+        const int Looked = 1 << 18;
+        int first = 0;
+        while (first < Looked && !constraint.Allows(from + (ulong)first))
         {
-            DisplacementConstraint constraint = DisplacementConstraint.For(Boundaries(random));
-            ulong page = 0UL - ((ulong)random.Next(1, 0x2_0000) << Paging.PageShift) + (ulong)random.Next(Paging.PageSize);
-            bool any = Enumerable.Range(0, Paging.PageSize).Any(offset => constraint.Allows(page + (ulong)offset));
-            Assert.True(constraint.AllowsPage(page) || !any);
+            first++;
         }
+
+        if (first < Looked)
+        {
+            Assert.True(constraint.TryFindNext(from, out ulong next));
+            Assert.Equal(from + (ulong)first, next);
+        }
+        else if (constraint.TryFindNext(from, out ulong next))
+        {
+            Assert.True(constraint.Allows(next));
+            Assert.True((long)next >= (long)from + Looked);
+        }
+    }
+
+    [Fact(DisplayName = "A displacement beyond a jump's reach has none behind it that is allowed, or the first within reach")]
+    public void Next_beyond()
+    {
+        DisplacementConstraint any = DisplacementConstraint.For([]);
+        Assert.False(any.TryFindNext(1UL << 31, out _));
+        Assert.True(any.TryFindNext(unchecked((ulong)(long.MinValue / 2)), out ulong next));
+        Assert.Equal(int.MinValue, (long)next);
+
+        // From a negative one on, nothing positive: the two are not in reach of the same jump's window.
+        Assert.False(DisplacementConstraint.For([4]).TryFindNext(unchecked((ulong)-1L), out _));
     }
 
     private static int[] Boundaries(Random random) => [.. Enumerable.Range(1, 4).Where(_ => random.Next(3) == 0)];

@@ -82,8 +82,8 @@ internal sealed class EngineRig : IDisposable
 
     internal PreparedPatch Prepare(PatchPlan plan)
     {
-        PreparedPatch? prepared = Engine.Prepare(plan, out string reason);
-        Assert.True(prepared is not null, reason);
+        PreparedPatch? prepared = Engine.Prepare(plan, out PreparationFailure? failure);
+        Assert.True(prepared is not null, failure?.Reason);
         return prepared;
     }
 

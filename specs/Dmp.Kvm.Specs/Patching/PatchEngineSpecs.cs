@@ -284,9 +284,20 @@ public sealed class PatchEngineSpecs : IDisposable
         rig.Scan();
         PatchPlan first = rig.PlanOf(Site, 6);
         _ = rig.Apply(first);
-        Assert.Null(rig.Engine.Prepare(rig.PlanOf(Site + 4, 8), out string reason));
-        Assert.Contains($"{Site:x}", reason, StringComparison.Ordinal);
+        Assert.Null(rig.Engine.Prepare(rig.PlanOf(Site + 4, 8), out PreparationFailure? failure));
+        Assert.Contains($"{Site:x}", failure!.Reason, StringComparison.Ordinal);
+        Assert.False(failure.IsFinal);
         _ = rig.Apply(rig.PlanOf(Site + 6, 8));
+    }
+
+    [Fact(DisplayName = "Where no jump can lead to an implant, there is no use in asking again")]
+    public void No_room()
+    {
+        // No displacement from a module's window to the arena has a highest byte that faults.
+        const ulong Module = 0xFFFF_FFFF_C000_0000;
+        PatchPlan plan = new(Module, Module, [0xFA, 0x90, 0x90, 0x90, 0x90], [new TemplateUse("cli", 1)]);
+        Assert.Null(rig.Engine.Prepare(plan, out PreparationFailure? failure));
+        Assert.Equal(new PreparationFailure("no room in the arena where the jump may lead", IsFinal: true), failure);
     }
 
     [Fact(DisplayName = "A prepared patch that is given up is in no other's way, and comes back with the implant it had")]
@@ -322,8 +333,8 @@ public sealed class PatchEngineSpecs : IDisposable
         PatchPlan jumping = rig.PlanOf(Site + 0x20, 2, rig.SpringboardAt(Site + 4));
         _ = rig.Apply(springboardFirst ? jumping : window);
         byte[] before = Page();
-        Assert.Null(rig.Engine.Prepare(springboardFirst ? window : jumping, out string reason));
-        Assert.StartsWith("it overlaps", reason, StringComparison.Ordinal);
+        Assert.Null(rig.Engine.Prepare(springboardFirst ? window : jumping, out PreparationFailure? failure));
+        Assert.StartsWith("it overlaps", failure!.Reason, StringComparison.Ordinal);
         Assert.Equal(before, Page());
     }
 

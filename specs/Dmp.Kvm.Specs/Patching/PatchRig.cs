@@ -164,9 +164,9 @@ internal sealed class PatchRig : IDisposable
     internal PatchPlan Patch(ulong site)
     {
         PatchPlan plan = Assert.IsType<PlanResult.Planned>(Engine.Plan(site, ExitKind.Privileged)).Plan;
-        PreparedPatch? prepared = Engine.Prepare(plan, out string reason);
-        Assert.True(prepared is not null, reason);
-        Assert.True(Engine.TryApply(prepared, out reason), reason);
+        PreparedPatch? prepared = Engine.Prepare(plan, out PreparationFailure? failure);
+        Assert.True(prepared is not null, failure?.Reason);
+        Assert.True(Engine.TryApply(prepared, out string reason), reason);
         return plan;
     }
 
