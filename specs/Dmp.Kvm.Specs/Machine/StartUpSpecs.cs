@@ -64,9 +64,15 @@ public class StartUpSpecs
         Assert.Equal(0x1234_5678UL, machine.Registers().Rbx);
         Assert.Equal(0x8765_4321UL, machine.Registers().Rsi);
         Assert.Equal(Stack, machine.Registers().Rsp);
-        CpuidResult model = machine.Shared.Cpuid.Query(1, 0, 0, vcpu.State);
-        Assert.Equal(model.Eax, (uint)machine.Registers().Rbp);
-        Assert.Equal(model.Edx, (uint)machine.Registers().Rdi);
+
+        // One that begins in 64-bit mode leaves CPUID to the host where user code sees the host's.
+        Assert.True(machine.Shared.KvmAnswersCpuid || !watched);
+        if (machine.Shared.KvmAnswersCpuid)
+        {
+            CpuidResult model = machine.Shared.Cpuid.Query(1, 0, 0, vcpu.State);
+            Assert.Equal(model.Eax, (uint)machine.Registers().Rbp);
+            Assert.Equal(model.Edx, (uint)machine.Registers().Rdi);
+        }
         if (!watched)
         {
             // Stepped all the way: every instruction of it was an exit.
