@@ -147,6 +147,14 @@ public sealed class PatchBook(int patchLimit)
     public void Note(PatchNotice notice)
     {
         ArgumentNullException.ThrowIfNull(notice);
+
+        // It happened before the patch was taken back: until that is undone, nothing happens to it any more.
+        if (notice.What is PatchNoticeKind.Dirtied or PatchNoticeKind.Reinstated or PatchNoticeKind.Overwritten
+            && entries.Exists(entry => entry.State == PatchedSiteState.Disabled && entry.Plan.IsSamePatch(notice.Plan)))
+        {
+            return;
+        }
+
         switch (notice.What)
         {
             case PatchNoticeKind.Replayed:

@@ -47,6 +47,27 @@ public class PatchBookSpecs
         Assert.Equal(wanted ? 0 : 1, book.Summarize().Sites.Count);
     }
 
+    [Theory(DisplayName = "What happened to a patch before it was taken back, and is heard of later, does not put it back")]
+    [InlineData(PatchNoticeKind.Dirtied)]
+    [InlineData(PatchNoticeKind.Reinstated)]
+    [InlineData(PatchNoticeKind.Overwritten)]
+    public void Late_notices(PatchNoticeKind kind)
+    {
+        PatchPlan plan = FakePatchEngine.PlanOf(0x80);
+        var book = new PatchBook(10);
+        book.Apply(plan);
+        book.Withdraw(plan, "off");
+        book.Note(new PatchNotice(plan, kind, ""));
+        Assert.Equal([plan], (IEnumerable<PatchPlan>)book.Withdrawn);
+        Assert.Empty(book.Standing);
+        Assert.Equal(0, book.Summarize().InForce);
+
+        // Applied again, it is heard again.
+        book.Apply(plan);
+        book.Note(new PatchNotice(plan, PatchNoticeKind.Overwritten, ""));
+        Assert.Empty(book.Standing);
+    }
+
     [Property(DisplayName = "Exactly the sites in the window of a patch that is in force, dirty or switched off are left alone")]
     public void Covered_sites(byte offset, PatchNoticeKind notice, bool withdrawn)
     {
