@@ -126,6 +126,33 @@ public class CpuidModelSpecs
         }
     }
 
+    [Theory(DisplayName = "Where the guest sees the host's CPUID, the caches in it are the host's, and come to an end")]
+    [InlineData(4, 3)]
+    [InlineData(4, 0)]
+    [InlineData(0x8000_001D, 4)]
+    [InlineData(4, uint.MaxValue)]
+    public void Host_caches(uint function, uint caches)
+    {
+        const uint TypeAndLevel = 0xFF;
+        CpuidModel model = new(
+            HostCpu.List((leaf, index) => leaf switch
+            {
+                0 => new(0xD, 0, 0, 0),
+                0x8000_0000 => new(0x8000_001E, 0, 0, 0),
+                _ => leaf == function && index < caches ? new((index << 5) | 1, 0, 0, 0) : default,
+            }),
+            new CpuidConfiguration(1, 2_000_000_000, Intel: function == 4));
+        uint found = 0;
+        while ((model.Query(function, found, 0, state).Eax & 0x1F) != 0)
+        {
+            Assert.Equal((found << 5) | 1, model.Query(function, found, 0, state).Eax & TypeAndLevel);
+            found++;
+        }
+
+        Assert.Equal(Math.Min(caches, 16), found);
+        Assert.Equal(0u, model.Query(function, found + 100, 0, state).Eax & TypeAndLevel);
+    }
+
     [Theory(DisplayName = "Leaves that are none are zero")]
     [InlineData(0x0000_0100)]
     [InlineData(0x3FFF_FFFF)]
