@@ -145,7 +145,7 @@ public class CpuidModelSpecs
         uint found = 0;
         while ((model.Query(function, found, 0, state).Eax & 0x1F) != 0)
         {
-            Assert.Equal((found << 5) | 1, model.Query(function, found, 0, state).Eax & TypeAndLevel);
+            Assert.Equal(((found << 5) | 1) & TypeAndLevel, model.Query(function, found, 0, state).Eax & TypeAndLevel);
             found++;
         }
 
