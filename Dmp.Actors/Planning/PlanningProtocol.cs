@@ -14,7 +14,7 @@ public static class PlanningProtocol
 
     /// <summary>
     /// Switch patching on or off. Off: all patches are taken back. On: they are applied again. Answered with <see cref="PatchingSet"/>
-    /// when it is done, or <see cref="Refused"/>.
+    /// when it is done, or <see cref="Refused"/>: then patching is on, and what was taken back until then comes back with the next On.
     /// </summary>
     /// <param name="RequestId">Id of the request.</param>
     /// <param name="Enabled">Whether guest code is to be patched.</param>
