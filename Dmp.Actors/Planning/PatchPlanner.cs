@@ -62,7 +62,7 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
         Receive<NoticeTick>(_ => TakeNotices());
         Receive<ChurnTick>(_ => Churn());
         Receive<RestOver>(_ => resting = false);
-        Receive<NextPart>(_ => CommitPart());
+        Receive<NextPart>(_ => CommitNextPart());
         Receive<SetPatching>(set =>
         {
             if (stop is not null)
@@ -125,11 +125,9 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
 
         // The journal told its state to the predecessor. Answers to the predecessor's transaction find this actor, which completes it.
         peers.Journal.Tell(new JournalProtocol.GetState(NextId()));
-        if (memory.Current is { IsBetweenParts: true })
-        {
-            // A restart cancels the timers.
-            CommitPart();
-        }
+
+        // A restart cancels the timers.
+        CommitNextPart();
     }
 
     /// <inheritdoc />
@@ -318,18 +316,20 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
             return;
         }
 
-        memory.Current = transaction with { Number = intended.Transaction };
-        CommitPart();
+        CommitPart(transaction with { Number = intended.Transaction });
+    }
+
+    private void CommitNextPart()
+    {
+        if (memory.Current is { IsBetweenParts: true } transaction)
+        {
+            CommitPart(transaction);
+        }
     }
 
     /// <summary>Has the world stopped for as many patches as one stop is for.</summary>
-    private void CommitPart()
+    private void CommitPart(PlannerTransaction transaction)
     {
-        if (memory.Current is not { } transaction)
-        {
-            return;
-        }
-
         transaction = transaction with { Id = NextId(), IsBetweenParts = false };
         memory.Current = transaction;
         peers.Coordinator.Tell(new QuiesceProtocol.Commit(
@@ -466,8 +466,7 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
         if (!set.Enabled)
         {
             ImmutableArray<PatchPlan> standing = book.Standing;
-            memory.Current = new PlannerTransaction(NextId(), [], standing, [], (set, from));
-            CommitPart();
+            CommitPart(new PlannerTransaction(NextId(), [], standing, [], (set, from)));
             return;
         }
 
