@@ -407,7 +407,7 @@ internal sealed class CodePages(GuestMemory memory)
             if (!own.SequenceEqual(expected))
             {
                 // A guest that copied the replaced bytes, and now puts them back where it took them from, means its own.
-                if (!IsMixture(own, expected, replacement))
+                if (!ReplacedBytes.IsMixture(own, expected, replacement))
                 {
                     return Replacement.Different;
                 }
@@ -516,19 +516,6 @@ internal sealed class CodePages(GuestMemory memory)
             Bytes(frame).Slice(offset, destination.Length).CopyTo(destination);
             return pages.TryGetValue(frame, out CodePage? page) && Restore(page, destination, offset);
         }
-    }
-
-    private static bool IsMixture(ReadOnlySpan<byte> bytes, ReadOnlySpan<byte> one, ReadOnlySpan<byte> other)
-    {
-        for (int index = 0; index < bytes.Length; index++)
-        {
-            if (bytes[index] != one[index] && bytes[index] != other[index])
-            {
-                return false;
-            }
-        }
-
-        return true;
     }
 
     /// <summary>Notes what copies will look like after bytes changed: every run of replaced bytes that is known by them.</summary>

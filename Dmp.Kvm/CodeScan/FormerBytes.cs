@@ -76,27 +76,14 @@ internal sealed class FormerBytes
     {
         // A breakpoint is the guest's; what stands behind it may be ours all the same.
         int first = bytes[0] == KnownCode.Breakpoint && placed.Ours[0] != KnownCode.Breakpoint ? 1 : 0;
-        bool hasOurs = false;
-        for (int index = first; index < bytes.Length; index++)
+        Span<byte> there = bytes[first..];
+        ReadOnlySpan<byte> meant = placed.Meant.AsSpan(first);
+        if (there.SequenceEqual(meant) || !ReplacedBytes.IsMixture(there, meant, placed.Ours.AsSpan(first)))
         {
-            if (bytes[index] == placed.Meant[index])
-            {
-                continue;
-            }
-
-            if (bytes[index] != placed.Ours[index])
-            {
-                return false;
-            }
-
-            hasOurs = true;
+            return false;
         }
 
-        if (hasOurs)
-        {
-            placed.Meant.AsSpan(first).CopyTo(bytes[first..]);
-        }
-
-        return hasOurs;
+        meant.CopyTo(there);
+        return true;
     }
 }

@@ -7,4 +7,18 @@ internal sealed record ReplacedBytes(byte[] Ours, byte[] Meant)
 {
     /// <summary>Whether these are the bytes.</summary>
     internal bool Are(ReadOnlySpan<byte> ours, ReadOnlySpan<byte> meant) => ours.SequenceEqual(Ours) && meant.SequenceEqual(Meant);
+
+    /// <summary>Whether each byte is that of the one or of the other, all three of the same length.</summary>
+    internal static bool IsMixture(ReadOnlySpan<byte> bytes, ReadOnlySpan<byte> one, ReadOnlySpan<byte> other)
+    {
+        for (int index = 0; index < bytes.Length; index++)
+        {
+            if (bytes[index] != one[index] && bytes[index] != other[index])
+            {
+                return false;
+            }
+        }
+
+        return true;
+    }
 }
