@@ -335,8 +335,8 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
         peers.Coordinator.Tell(new QuiesceProtocol.Commit(
             transaction.Id,
             transaction.Number,
-            transaction.Patches[..Math.Min(transaction.Patches.Length, settings.PatchesPerStop)],
-            transaction.Reverts[..Math.Min(transaction.Reverts.Length, settings.PatchesPerStop)]));
+            [.. transaction.Patches.Take(settings.PatchesPerStop)],
+            [.. transaction.Reverts.Take(settings.PatchesPerStop)]));
     }
 
     private void OnJournalFailed(JournalProtocol.JournalFailed failed)
@@ -346,14 +346,7 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
             return;
         }
 
-        foreach (PreparedPatch patch in transaction.Patches)
-        {
-            engine.Discard(patch);
-            book.Abort(patch.Plan, failed.Reason, wasIntended: false);
-        }
-
-        transaction.Answer?.From.Tell(new Refused(transaction.Answer.Value.Request.RequestId, failed.Reason));
-        End();
+        GiveUp(transaction, failed.Reason, wasIntended: false);
     }
 
     private void OnCommitted(QuiesceProtocol.Committed committed)
@@ -409,12 +402,6 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
             return;
         }
 
-        foreach (PreparedPatch patch in transaction.Patches)
-        {
-            engine.Discard(patch);
-            book.Abort(patch.Plan, aborted.Reason, wasIntended: true);
-        }
-
         foreach (PatchPlan plan in aborted.Reverted)
         {
             book.Withdraw(plan, PatchingOff);
@@ -426,7 +413,19 @@ public sealed class PatchPlanner : ReceiveActor, IWithTimers
         });
         log.Info("a patch transaction was given up: {0}", aborted.Reason);
         Rest();
-        transaction.Answer?.From.Tell(new Refused(transaction.Answer.Value.Request.RequestId, aborted.Reason));
+        GiveUp(transaction, aborted.Reason, wasIntended: true);
+    }
+
+    /// <summary>Ends a transaction whose patches are not to be applied, as far as they have not been.</summary>
+    private void GiveUp(PlannerTransaction transaction, string reason, bool wasIntended)
+    {
+        foreach (PreparedPatch patch in transaction.Patches)
+        {
+            engine.Discard(patch);
+            book.Abort(patch.Plan, reason, wasIntended);
+        }
+
+        transaction.Answer?.From.Tell(new Refused(transaction.Answer.Value.Request.RequestId, reason));
         End();
     }
 
@@ -593,51 +592,4 @@ public sealed class PlannerMemory
 
     /// <summary>Whether guest code is to be patched.</summary>
     internal bool Enabled { get; set; } = true;
-}
-
-/// <summary>A transaction under way.</summary>
-/// <param name="Id">Id of the request that is to be answered.</param>
-/// <param name="Patches">Patches still to be applied.</param>
-/// <param name="Reverts">Patches still to be taken back.</param>
-/// <param name="Observed">What the patched sites cost before.</param>
-/// <param name="Answer">Who has asked for it; null when hot sites did.</param>
-internal sealed record PlannerTransaction(
-    long Id,
-    ImmutableArray<PreparedPatch> Patches,
-    ImmutableArray<PatchPlan> Reverts,
-    ImmutableArray<JournalEvent.Fact> Observed,
-    (PlanningProtocol.SetPatching Request, IActorRef From)? Answer)
-{
-    /// <summary>The journal's number of it; 0 for one that only takes back.</summary>
-    public long Number { get; init; }
-
-    /// <summary>Patches applied so far.</summary>
-    public ImmutableArray<PatchPlan> Applied { get; init; } = [];
-
-    /// <summary>Patches that could not be applied so far.</summary>
-    public ImmutableArray<QuiesceProtocol.FailedPatch> Failed { get; init; } = [];
-
-    /// <summary>Patches taken back so far.</summary>
-    public int Reverted { get; init; }
-
-    /// <summary>Whether a part is done and the next one is still to be asked for.</summary>
-    public bool IsBetweenParts { get; init; }
-
-    /// <summary>What is left when a part was committed.</summary>
-    /// <param name="committed">What became of it.</param>
-    /// <param name="part">Most patches in a part.</param>
-    public PlannerTransaction After(QuiesceProtocol.Committed committed, int part)
-    {
-        ImmutableArray<PreparedPatch> patches = Patches[Math.Min(Patches.Length, part)..];
-        ImmutableArray<PatchPlan> reverts = Reverts[Math.Min(Reverts.Length, part)..];
-        return this with
-        {
-            Patches = patches,
-            Reverts = reverts,
-            Applied = [.. Applied, .. committed.Applied],
-            Failed = [.. Failed, .. committed.Failed],
-            Reverted = Reverted + committed.Reverted.Length,
-            IsBetweenParts = patches.Length + reverts.Length > 0,
-        };
-    }
 }

@@ -14,7 +14,8 @@ public static class PlanningProtocol
 
     /// <summary>
     /// Switch patching on or off. Off: all patches are taken back. On: they are applied again. Answered with <see cref="PatchingSet"/>
-    /// when it is done, or <see cref="Refused"/>: then patching is on, and what was taken back until then comes back with the next On.
+    /// when it is done, or <see cref="Refused"/>. An Off that is refused leaves patching on; what it has taken back comes back with the
+    /// next On.
     /// </summary>
     /// <param name="RequestId">Id of the request.</param>
     /// <param name="Enabled">Whether guest code is to be patched.</param>

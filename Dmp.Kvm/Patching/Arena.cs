@@ -48,25 +48,25 @@ internal sealed class Arena(MappedMemory monitor)
                 }
             }
 
-            for (ulong from = MachineLayout.ArenaBase;
-                pages.Count < MachineLayout.ArenaFrames && constraint.TryFindNext(from - origin, out ulong wanted);
-                from += Paging.PageSize)
+            ulong next = MachineLayout.ArenaBase;
+            while (pages.Count < MachineLayout.ArenaFrames && constraint.TryFindNext(next - origin, out ulong wanted))
             {
-                ulong start = (origin + wanted) & ~Paging.PageOffsetMask;
-                if (start - MachineLayout.ArenaBase >= MachineLayout.ArenaSize)
+                next = (origin + wanted) & ~Paging.PageOffsetMask;
+                if (next - MachineLayout.ArenaBase >= MachineLayout.ArenaSize)
                 {
                     break;
                 }
 
-                from = start;
-                if (!pages.ContainsKey(start) && TryFind(page: null, start - origin, constraint, length, out int offset))
+                if (!pages.ContainsKey(next) && TryFind(page: null, next - origin, constraint, length, out int offset))
                 {
                     Page page = new(pages.Count);
                     page.Take(offset, length);
-                    Map(start, page);
-                    address = start + (ulong)offset;
+                    Map(next, page);
+                    address = next + (ulong)offset;
                     return true;
                 }
+
+                next += Paging.PageSize;
             }
         }
 

@@ -439,9 +439,7 @@ public sealed class PatchPlannerSpecs : TestKit
         await OpenAsync();
         Heat(0x100, 0x200, 0x300);
         Committed(await CommitAsync(await IntendAsync()));
-        await SettleAsync();
-        Time.Advance(TwoPerStop.BetweenStops);
-        QuiesceProtocol.Commit second = await CommitAsync();
+        QuiesceProtocol.Commit second = await NextPartAsync();
         planner.Tell(new QuiesceProtocol.Aborted(second.RequestId, second, "vCPU 1 did not stop in time"), coordinator);
         JournalProtocol.Complete complete = await CompleteAsync();
         Assert.Equal([0x100L, 0x200], (IEnumerable<long>)complete.Applied);
@@ -487,9 +485,7 @@ public sealed class PatchPlannerSpecs : TestKit
         await PatchAsync(0x100, 0x200, 0x300);
         planner.Tell(new SetPatching(50, false), TestActor);
         Committed(await CommitAsync());
-        await SettleAsync();
-        Time.Advance(TwoPerStop.BetweenStops);
-        QuiesceProtocol.Commit second = await CommitAsync();
+        QuiesceProtocol.Commit second = await NextPartAsync();
         planner.Tell(new QuiesceProtocol.Aborted(second.RequestId, second, "vCPU 1 did not stop in time"), coordinator);
         await ExpectMsgAsync(new Refused(50, "vCPU 1 did not stop in time"), Limit);
         Assert.Equal([0x300L], OffsetsOf(book.Standing));
@@ -645,6 +641,14 @@ public sealed class PatchPlannerSpecs : TestKit
         }
 
         return await coordinator.ExpectMsgAsync<QuiesceProtocol.Commit>(Limit);
+    }
+
+    /// <summary>The next part of a transaction, when what was committed of it has been read.</summary>
+    private async Task<QuiesceProtocol.Commit> NextPartAsync()
+    {
+        await SettleAsync();
+        Time.Advance(TwoPerStop.BetweenStops);
+        return await CommitAsync();
     }
 
     private void Committed(QuiesceProtocol.Commit commit) => planner.Tell(
